@@ -1,0 +1,257 @@
+"""Operators made of operators: composition, sum, multiple, adjoint, gram, stack, and the two ways to look at complex numbers.
+
+    (A B)^H = B^H A^H,    (A + B)^H = A^H + B^H,    [A; B]^H (a, b) = A^H a + B^H b
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ShapeError
+from .operator import LinearOperator, Operator
+
+__all__ = ["Adjoint", "Gram", "Stack", "Unmeasured", "ViewAsComplex", "add", "compose", "dense", "flatten_real", "scale"]
+
+
+def compose(outer: Operator, inner: Operator) -> Operator:
+    """outer @ inner: first inner, then outer."""
+    if outer.in_shape != inner.out_shape or outer.in_complex != inner.out_complex:
+        raise ShapeError(
+            f"{type(outer).__name__} @ {type(inner).__name__}: the first takes {_space(outer, 'in')}, the second gives {_space(inner, 'out')}"
+        )
+    if isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator):
+        return _LinearComposition(outer, inner)
+    return _Composition(outer, inner)
+
+
+def add(a: Operator, b: Operator) -> Operator:
+    """a + b of two operators between the same spaces."""
+    if any(_space(a, side) != _space(b, side) for side in ("in", "out")):
+        spaces = [f"{_space(o, 'in')} -> {_space(o, 'out')}" for o in (a, b)]
+        raise ShapeError(f"{type(a).__name__} + {type(b).__name__}: expected the same spaces, got {spaces[0]} and {spaces[1]}")
+    linear = isinstance(a, LinearOperator) and isinstance(b, LinearOperator)
+    return _LinearSum(a, b) if linear else _Sum(a, b)
+
+
+def scale(operator: Operator, factor: float) -> Operator:
+    """factor * operator for a real number."""
+    return compose(_Multiple(operator.out_shape, operator.out_complex, float(factor)), operator)
+
+
+def _space(operator: Operator, side: str) -> str:
+    shape, is_complex = (
+        (operator.in_shape, operator.in_complex) if side == "in" else (operator.out_shape, operator.out_complex)
+    )
+    return f"(B, {', '.join(map(str, shape))}) {'complex' if is_complex else 'real'}"
+
+
+class _Composition(Operator):
+    def __init__(self, outer: Operator, inner: Operator) -> None:
+        super().__init__(inner.in_shape, outer.out_shape, in_complex=inner.in_complex, out_complex=outer.out_complex)
+        self.outer, self.inner = outer, inner
+        self.measured = outer.measured
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))
+
+
+class _LinearComposition(LinearOperator):
+    def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
+        super().__init__(inner.in_shape, outer.out_shape, in_complex=inner.in_complex, out_complex=outer.out_complex)
+        self.outer, self.inner = outer, inner
+        self.measured = outer.measured
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.normal(self.inner(x)))
+
+    def solve(self, b: Tensor, rho: Tensor | float) -> Tensor:
+        # a unitary change of variables on the inside leaves the closed form of the outside usable
+        if isinstance(self.inner, ViewAsComplex):
+            return self.inner.adjoint(self.outer.solve(self.inner(b), rho))
+        return LinearOperator.solve(self, b, rho)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        if isinstance(self.inner, ViewAsComplex):
+            return self.inner.adjoint(self.outer.pinv(y))
+        return super().pinv(y)
+
+
+class _Sum(Operator):
+    def __init__(self, a: Operator, b: Operator) -> None:
+        super().__init__(a.in_shape, a.out_shape, in_complex=a.in_complex, out_complex=a.out_complex)
+        self.a, self.b = a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
+class _LinearSum(LinearOperator):
+    def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
+        super().__init__(a.in_shape, a.out_shape, in_complex=a.in_complex, out_complex=a.out_complex)
+        self.a, self.b = a, b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.a.adjoint(y) + self.b.adjoint(y)
+
+
+class _Multiple(LinearOperator):
+    def __init__(self, shape: tuple[int, ...], is_complex: bool, factor: float) -> None:
+        super().__init__(shape, shape, in_complex=is_complex, out_complex=is_complex)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.factor * y
+
+
+class Adjoint(LinearOperator):
+    """A^H as an operator of its own."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(
+            operator.out_shape, operator.in_shape, in_complex=operator.out_complex, out_complex=operator.in_complex
+        )
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.adjoint(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator(y)
+
+    @property
+    def H(self) -> LinearOperator:  # noqa: N802
+        return self.operator
+
+
+class Gram(LinearOperator):
+    """A^H A as an operator of its own, in the closed form that `A.normal` may have."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(operator.in_shape, operator.in_shape, in_complex=operator.in_complex, out_complex=operator.in_complex)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator.normal(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.normal(y)
+
+
+class Stack(LinearOperator):
+    """[A_1; A_2; ...]: several linear measurements of the same unknown as one.
+
+    Outputs are joined along their first dimension where the others agree, and as flat vectors otherwise.
+
+    Args:
+        operators: linear operators on the same space, all with real or all with complex outputs.
+
+    Raises:
+        ShapeError: the inputs differ, or real and complex outputs are mixed.
+    """
+
+    def __init__(self, operators: Sequence[LinearOperator]) -> None:
+        first = operators[0]
+        for other in operators[1:]:
+            if _space(other, "in") != _space(first, "in") or other.out_complex != first.out_complex:
+                raise ShapeError(
+                    f"Stack: expected operators from {_space(first, 'in')} with {'complex' if first.out_complex else 'real'} outputs, "
+                    f"got {type(other).__name__} from {_space(other, 'in')} to {_space(other, 'out')}"
+                )
+        self_flat = any(o.out_shape[1:] != first.out_shape[1:] for o in operators)
+        sizes = [prod(o.out_shape) if self_flat else o.out_shape[0] for o in operators]
+        shape = (sum(sizes),) if self_flat else (sum(sizes), *first.out_shape[1:])
+        super().__init__(first.in_shape, shape, in_complex=first.in_complex, out_complex=first.out_complex)
+        self.operators, self.sizes, self.flat = nn.ModuleList(operators), sizes, self_flat
+        if any(o.measured is not None for o in operators):
+            masks = [torch.ones(o.out_shape, dtype=torch.bool) if o.measured is None else o.measured for o in operators]
+            full = [m.expand(o.out_shape) for m, o in zip(masks, operators, strict=True)]
+            self.measured = torch.cat([m.reshape(-1) if self_flat else m for m in full])
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [operator(x) for operator in self.operators]
+        return torch.cat([p.flatten(1) if self.flat else p for p in parts], dim=1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        parts = y.split(self.sizes, dim=1)
+        terms = [
+            operator.adjoint(p.reshape(-1, *operator.out_shape)) for operator, p in zip(self.operators, parts, strict=True)
+        ]
+        return torch.stack(terms).sum(0)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return torch.stack([operator.normal(x) for operator in self.operators]).sum(0)
+
+
+class ViewAsComplex(LinearOperator):
+    """(real parts, imaginary parts) -> complex: (B, 2 C, *spatial) real -> (B, C, *spatial) complex; orthogonal.
+
+    Args:
+        shape: shape of the complex tensor without the batch, (C, *spatial).
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__((2 * shape[0], *shape[1:]), tuple(shape), out_complex=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        real, imaginary = x.chunk(2, dim=1)
+        return torch.complex(real, imaginary)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return torch.cat([y.real, y.imag], dim=1)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Unmeasured(LinearOperator):
+    """The operator that measures nothing, (B, *shape) -> (B, 0): its posterior is the prior."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(tuple(shape), (0,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), 0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y.new_zeros(len(y), *self.in_shape)
+
+    def solve(self, b: Tensor, rho: Tensor | float) -> Tensor:
+        return b / torch.as_tensor(rho).reshape(-1, *([1] * (b.ndim - 1)))
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.adjoint(y)
+
+
+def dense(operator: LinearOperator, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The real matrix of a linear operator on flattened tensors, complex spaces as (real parts, imaginary parts); for small ones."""
+    size = prod(operator.in_shape)
+    basis = torch.eye(size * (2 if operator.in_complex else 1), dtype=dtype)
+    if operator.in_complex:
+        basis = torch.complex(basis[:, :size], basis[:, size:])
+    with torch.no_grad():
+        columns = operator(basis.reshape(-1, *operator.in_shape))
+    return flatten_real(columns, operator.out_complex).T
+
+
+def flatten_real(value: Tensor, is_complex: bool) -> Tensor:
+    """(B, ...) -> (B, N) real; where `is_complex`, (B, 2 N): real parts, then imaginary parts (a real value stands for both)."""
+    if not is_complex:
+        return value.flatten(1)
+    flat = value.flatten(1)
+    return torch.cat([flat.real, flat.imag] if flat.is_complex() else [flat, flat], dim=1)

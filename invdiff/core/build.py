@@ -1,0 +1,95 @@
+"""Objects from plain dictionaries, for allow-listed classes only.
+
+    build({"_target_": "invdiff.core.Gaussian", "sigma": 0.1})
+
+A target must start with an allowed prefix and be defined in a module with an allowed prefix, so that a name re-exported from
+elsewhere is refused. Prefixes beyond `invdiff.` come from the caller or the command line, never from a file. Keys that start and
+end with one underscore other than `_target_` are notes for people and tests, and are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import ConfigError
+
+__all__ = ["build"]
+
+
+def build(config: Any, allow: Sequence[str] = (), **more: Any) -> Any:  # noqa: ANN401
+    """The object that a configuration describes; dictionaries without `_target_`, lists and leaves come back as they are.
+
+    Args:
+        config: nested dictionaries, lists, numbers, strings.
+        allow: module prefixes allowed beside "invdiff".
+        more: further arguments of the outermost target.
+
+    Raises:
+        ConfigError: a target is not allowed or does not exist, an argument is unknown, missing or of the wrong type.
+    """
+    if isinstance(config, Mapping):
+        if "_target_" not in config:
+            return {k: build(v, allow) for k, v in config.items()}
+        target = _resolve(str(config["_target_"]), allow)
+        arguments = {k: build(v, allow) for k, v in config.items() if not (k.startswith("_") and k.endswith("_"))}
+        return _call(target, {**arguments, **more})
+    if isinstance(config, list | tuple):
+        return [build(v, allow) for v in config]
+    return config
+
+
+def _resolve(path: str, allow: Sequence[str]) -> Any:  # noqa: ANN401
+    prefixes = tuple(p.rstrip(".") + "." for p in ("invdiff", *allow))
+    module_name, _, name = path.rpartition(".")
+    if not path.startswith(prefixes):
+        raise ConfigError(f"build: {path} is not under {', '.join(prefixes)}: allow its package explicitly to use it")
+    try:
+        target = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"build: there is no {path} ({error})") from None
+    home = getattr(target, "__module__", "") + "."
+    if not callable(target) or not home.startswith(prefixes):
+        raise ConfigError(f"build: {path} is not a class or function of {', '.join(prefixes)}")
+    return target
+
+
+def _call(target: Any, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+    name, signature = target.__qualname__, inspect.signature(target)
+    accepted = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    unknown = sorted(set(arguments) - set(accepted))
+    if unknown:
+        raise ConfigError(f"{name}: unknown option {', '.join(unknown)}; it takes {', '.join(accepted) or 'none'}")
+    missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name in accepted and p.name not in arguments]
+    if missing:
+        raise ConfigError(f"{name}: missing option {', '.join(missing)}")
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        hints = {}
+    for key, value in arguments.items():
+        if key in hints and not _fits(value, hints[key]):
+            expected = getattr(hints[key], "__name__", None) if not typing.get_args(hints[key]) else str(hints[key])
+            raise ConfigError(f"{name}: expected {key} to be {expected or hints[key]}, got {value!r}")
+    return target(**arguments)
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a leaf read from YAML or the command line can be of the annotated type; what is not a leaf is left to the target."""
+    if hint is typing.Any or not isinstance(value, bool | int | float | str | type(None)):
+        return True
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, type(None) if hint is type(None) else hint)  # type: ignore[arg-type]
+    return not isinstance(value, bool) and getattr(hint, "__module__", "").startswith("pathlib") and isinstance(value, str)

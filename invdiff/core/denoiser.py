@@ -1,0 +1,51 @@
+"""The one contract that every prior is wrapped into.
+
+    D(x, sigma) ~ E[x0 | x0 + sigma n = x],    n ~ N(0, I),
+
+in data units. sigma is the only noise coordinate: a variance-preserving network with x_t = alpha_t x0 + sigma_t eps is
+evaluated at x = x_t / alpha_t, sigma = sigma_t / alpha_t; a rectified flow has sigma = t / (1 - t). Score and noise follow:
+
+    score = (D - x) / sigma^2,    eps = (x - D) / sigma,    Cov[x0 | x] = sigma^2 dD/dx   (Tweedie).
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from .errors import ConfigError, ShapeError
+
+__all__ = ["Denoiser"]
+
+
+class Denoiser(nn.Module):
+    """A prior: E[x0 | x0 + sigma n = x] as a module.
+
+    Args:
+        shape: shape of one unknown without the batch dimension; None in a dimension that is free.
+        sigma_min, sigma_max: the noise levels, in data units, between which the denoiser may be called.
+
+    Subclasses write `forward(x, sigma)`: (B, *shape), (B,) -> (B, *shape), items of a batch independent of each other.
+    """
+
+    def __init__(self, shape: tuple[int | None, ...], sigma_min: float = 2e-3, sigma_max: float = 80.0) -> None:
+        super().__init__()
+        if not 0.0 < sigma_min < sigma_max < math.inf:
+            raise ConfigError(f"{type(self).__name__}: expected 0 < sigma_min < sigma_max, got {sigma_min}, {sigma_max}")
+        self.shape = tuple(shape)
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Check the shapes once for every prior, then denoise."""
+        fits = x.ndim == len(self.shape) + 1 and all(s in (None, n) for s, n in zip(self.shape, x.shape[1:], strict=True))
+        if not fits or x.is_complex():
+            want = ", ".join("any" if s is None else str(s) for s in self.shape)
+            raise ShapeError(f"{type(self).__name__}: expected real x of shape (B, {want}), got {tuple(x.shape)} {x.dtype}")
+        if sigma.shape != x.shape[:1]:
+            raise ShapeError(f"{type(self).__name__}: expected sigma of shape ({x.shape[0]},), got {tuple(sigma.shape)}")
+        return super().__call__(x, sigma)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | x] at noise level sigma, in the units of the data."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward(x, sigma)")

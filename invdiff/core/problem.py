@@ -1,0 +1,80 @@
+"""A problem: a forward operator, a noise model and a measurement.
+
+    y ~ p(y | A x),    posterior  p(x | y) ~ p(x) p(y | A x)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .algebra import Unmeasured, compose
+from .errors import NumericalError
+from .noise import Gaussian, Noise
+from .operator import Operator
+from .rng import Streams
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One measurement and how it came about.
+
+    Args:
+        operator: (B, *in_shape) -> (B, *out_shape).
+        noise: the density of y given A x.
+        y: the measurement, (*out_shape) or (1, *out_shape), finite; zero where `operator.measured` is False.
+
+    Raises:
+        ShapeError, NumericalError: y is not of the operator's output space, or not finite.
+    """
+
+    operator: Operator
+    noise: Noise
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        y = self.y[None] if self.y.ndim == len(self.operator.out_shape) else self.y
+        self.operator.check(y, "y")
+        if not bool(torch.isfinite(torch.view_as_real(y) if y.is_complex() else y).all()):
+            count = int((~torch.isfinite(y)).sum())
+            raise NumericalError(f"Problem: {count} of the {y.numel()} values of y are not finite: mask them out or mend the file")
+        object.__setattr__(self, "y", y)
+
+    @classmethod
+    def simulate(cls, operator: Operator, noise: Noise, x: Tensor, seed: int = 0) -> Problem:
+        """The problem whose measurement is drawn from p(y | A x); x is (*in_shape) or (1, *in_shape)."""
+        x = x[None] if x.ndim == len(operator.in_shape) else x
+        with torch.no_grad():
+            y = noise.sample(operator(x), Streams(seed, len(x)))
+        return cls(operator, noise, y if operator.measured is None else y * operator.measured)
+
+    @classmethod
+    def unmeasured(cls, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Problem:
+        """The problem without data on unknowns of the given shape: its posterior is the prior."""
+        return cls(Unmeasured(shape), Gaussian(1.0), torch.zeros(1, 0, dtype=dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the unknown without the batch."""
+        return self.operator.in_shape
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """log p(y | A x) of each item, (B, *shape) -> (B,)."""
+        return self.noise.log_prob(self.y, self.operator(x))
+
+    def chi2(self, x: Tensor) -> Tensor:
+        """Squared residual per measured real value in units of the noise variance, (B,); about 1 at the truth."""
+        return self.noise.chi2(self.y, self.operator(x)) / max(self.operator.count_measured(), 1)
+
+    def through(self, synthesis: Operator) -> Problem:
+        """The same problem for coefficients c with x = synthesis(c)."""
+        return Problem(compose(self.operator, synthesis), self.noise, self.y)
+
+    def gaussian(self) -> Problem:
+        """The problem with the Gaussian noise model that the data suggest; itself where the noise is Gaussian."""
+        noise, y = self.noise.gaussian(self.y)
+        return Problem(self.operator, noise, y)

@@ -1,0 +1,233 @@
+"""The one loop that every sampler runs in.
+
+A sampler is a frozen dataclass of hyper-parameters with three methods: `condition` turns the prior into the denoiser that it steps
+with (a guided one, where there is guidance), `init` makes the first State, `step` the next. The loop adds chunks of draws, progress,
+callbacks, counters, the check for values that are not finite, and resuming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .counting import Counted, Counter, counting
+from .denoiser import Denoiser
+from .errors import CapabilityError, ConfigError, NumericalError, ShapeError
+from .operator import LinearOperator, Operator
+from .problem import Problem
+from .resume import Progress, fingerprint
+from .rng import Streams
+from .samples import Samples
+
+__all__ = ["Sampler", "State", "capabilities"]
+
+Callback = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: everything that the next step depends on. Subclasses add tensors.
+
+    Attributes:
+        step: number of steps done.
+        x: the iterate, (B, *shape); after the last step the draws.
+    """
+
+    step: int
+    x: Tensor
+
+
+def capabilities(operator: Operator) -> frozenset[str]:
+    """What an operator offers to samplers, of {"forward", "vjp", "adjoint", "solve"}."""
+    linear = {"adjoint", "solve"} if isinstance(operator, LinearOperator) else set()
+    return frozenset({"forward", "vjp"} | linear)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Base of all samplers.
+
+    Args:
+        steps: number of steps of the outer loop.
+
+    Attributes:
+        kind: "posterior", or "point" for methods that return a point estimate.
+        needs: what the operator must offer, see `capabilities`.
+        state_class: the State that `init` returns.
+    """
+
+    kind: ClassVar[str] = "posterior"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    state_class: ClassVar[type[State]] = State
+    steps: int = 100
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return type(self).__name__
+
+    def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
+        """The denoiser that `init` and `step` receive."""
+        return prior
+
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> State:
+        """The state before the first step."""
+        raise NotImplementedError(f"{self.name} does not define init")
+
+    def step(self, problem: Problem, prior: Denoiser, state: State, streams: Streams) -> State:
+        """The next state."""
+        raise NotImplementedError(f"{self.name} does not define step")
+
+    def describe(self, state: State) -> dict[str, Any]:
+        """What is recorded of a step: numbers known without waiting for the device."""
+        return {}
+
+    def __call__(
+        self,
+        problem: Problem,
+        prior: Denoiser,
+        n: int = 1,
+        *,
+        seed: int,
+        batch: int | None = None,
+        progress: bool = False,
+        callback: Callback | None = None,
+        resume: str | Path | None = None,
+    ) -> Samples:
+        """Draw n samples.
+
+        Args:
+            problem: operator, noise and one measurement; its dtype and device are those of the run.
+            prior: a denoiser on unknowns of the problem's shape.
+            n: number of draws.
+            seed: of the random streams; draw k is the same whatever n and batch are.
+            batch: draws computed at once; None computes all.
+            progress: show a bar.
+            callback: called after each step with a dictionary: step, draws, x, and what the sampler records.
+            resume: a file that an interrupted run leaves and a later call with the same arguments continues from.
+
+        Raises:
+            CapabilityError, ShapeError, ConfigError: the three do not fit together; found before the run.
+            NumericalError: a value that is not finite, with the step at which it appeared.
+        """
+        self._check(problem, prior, n, batch)
+        chunks = [range(i, min(i + (batch or n), n)) for i in range(0, n, batch or n)]
+        run = Progress.load(resume, fingerprint(self, problem, prior, n, batch, seed))
+        start, meter = time.perf_counter() - run.seconds, _PeakMemory(problem.y.device)
+        counter = Counter(*run.counts)
+        with counting(counter), _bar(progress, self, len(chunks)) as tick:
+            denoiser = self.condition(problem, Counted(prior, counter))
+            tick(len(run.finished) * self.steps + (run.state or {}).get("step", 0))
+            for chunk in chunks[len(run.finished) :]:
+                streams = Streams(seed, chunk)
+                try:
+                    state = self._resumed(run, problem, denoiser, streams)
+                    while state.step < self.steps:
+                        new = self.step(problem, denoiser, state, streams)
+                        _require_finite(new, self)
+                        state = new
+                        facts = {"step": state.step, **self.describe(state)}
+                        if not run.finished:
+                            run.info.append(facts)
+                        tick(1)
+                        run.state = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+                        run.counts, run.seconds = (counter.operator, counter.network, counter.vjp), time.perf_counter() - start
+                        if callback is not None:
+                            callback({**facts, "draws": tuple(chunk), "x": state.x})
+                        run.save_now_and_then()
+                except BaseException:
+                    run.save()
+                    raise
+                run.finished.append(state.x)
+                run.state = None
+        run.remove()
+        return Samples(
+            x=torch.cat(run.finished),
+            kind=self.kind,
+            sampler=self.name,
+            info=run.info,
+            network_calls=counter.network / n,
+            network_vjps=counter.vjp / n,
+            operator_calls=counter.operator / n,
+            seconds=time.perf_counter() - start,
+            peak_bytes=meter(),
+        )
+
+    def _resumed(self, run: Progress, problem: Problem, denoiser: Denoiser, streams: Streams) -> State:
+        if run.state is None:
+            return self.init(problem, denoiser, streams)
+        device = problem.y.device
+        return self.state_class(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in run.state.items()})
+
+    def _check(self, problem: Problem, prior: Denoiser, n: int, batch: int | None) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"{self.name}: expected steps >= 1, got {self.steps}")
+        if n < 1 or (batch is not None and batch < 1):
+            raise ConfigError(f"{self.name}: expected n >= 1 and batch >= 1, got n={n}, batch={batch}")
+        operator = problem.operator
+        if operator.in_complex:
+            raise ShapeError(
+                f"{self.name}: the unknown of {type(operator).__name__} is complex: use problem.through(ViewAsComplex({operator.in_shape}))"
+            )
+        fits = len(prior.shape) == len(problem.shape) and all(
+            s in (None, k) for s, k in zip(prior.shape, problem.shape, strict=True)
+        )
+        if not fits:
+            raise ShapeError(
+                f"{self.name}: the prior is on {_text(prior.shape)}, the operator {type(operator).__name__} takes {_text(problem.shape)}"
+            )
+        if len(problem.y) != 1:
+            raise ShapeError(f"{self.name}: expected one measurement, got a batch of {len(problem.y)}: make a Problem for each")
+        missing = self.needs - capabilities(operator)
+        if missing:
+            raise CapabilityError(
+                f"{self.name} needs {', '.join(sorted(missing))} of the operator; {type(operator).__name__} offers "
+                f"{', '.join(sorted(capabilities(operator)))}"
+            )
+
+
+def _text(shape: tuple[int | None, ...]) -> str:
+    return f"({', '.join('any' if s is None else str(s) for s in shape)})"
+
+
+def _require_finite(state: State, sampler: Sampler) -> None:
+    if not bool(torch.isfinite(state.x).all()):
+        bad = [i for i, x in enumerate(state.x) if not bool(torch.isfinite(x).all())]
+        raise NumericalError(f"{sampler.name}: values that are not finite after step {state.step} of {sampler.steps} in draws {bad[:8]} of the batch")
+
+
+@contextmanager
+def _bar(progress: bool, sampler: Sampler, chunks: int) -> Iterator[Callable[[int], object]]:
+    if not progress:
+        yield lambda _: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=sampler.steps * chunks, desc=sampler.name, unit="step", leave=False) as bar:
+        yield bar.update
+
+
+class _PeakMemory:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def __call__(self) -> int:
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        try:
+            import resource
+        except ImportError:
+            return 0
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
