@@ -1,0 +1,110 @@
+"""Closed-form priors: denoiser and posterior against dense linear algebra, and draws against their moments."""
+
+import pytest
+import torch
+
+from invdiff.core import CapabilityError, Gaussian, LinearOperator, Poisson, Problem, Streams
+from invdiff.priors import GaussianMixture, GaussianPrior, StationaryGaussian
+
+F64 = torch.float64
+
+
+class Matrix(LinearOperator):
+    def __init__(self, matrix, shape):
+        super().__init__(shape, (len(matrix),), out_complex=matrix.is_complex())
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x):
+        return x.flatten(1).to(self.matrix.dtype) @ self.matrix.T
+
+    def adjoint(self, y):
+        x = (y @ self.matrix.conj()).reshape(-1, *self.in_shape)
+        return x.real if x.is_complex() else x
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def spd():
+    a = randn(6, 6)
+    return a @ a.T + 0.1 * torch.eye(6, dtype=F64)
+
+
+def test_gaussian_denoiser_is_the_wiener_filter(spd):
+    prior, x, sigma = GaussianPrior(randn(6, seed=1), spd), randn(4, 6, seed=2), torch.tensor([0.1, 0.5, 2.0, 30.0], dtype=F64)
+    for k in range(4):
+        gain = spd @ torch.linalg.inv(spd + sigma[k] ** 2 * torch.eye(6, dtype=F64))
+        expected = prior.mean + gain @ (x[k] - prior.mean)
+        torch.testing.assert_close(prior(x, sigma)[k], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_gaussian_posterior_is_that_of_the_normal_equations(spd, kind):
+    matrix = randn(3, 6, seed=3) if kind == "real" else torch.complex(randn(3, 6, seed=3), randn(3, 6, seed=4))
+    prior = GaussianPrior(randn(6, seed=1), spd)
+    problem = Problem.simulate(Matrix(matrix, (6,)), Gaussian(0.3), randn(6, seed=5), seed=7)
+    posterior = prior.posterior(problem)
+    precision = torch.linalg.inv(spd) + (matrix.mH @ matrix).real / 0.09
+    mean = torch.linalg.solve(precision, torch.linalg.solve(spd, prior.mean) + (matrix.mH @ problem.y[0]).real / 0.09)
+    torch.testing.assert_close(posterior.cov, torch.linalg.inv(precision), rtol=0, atol=1e-11)
+    torch.testing.assert_close(posterior.mean, mean, rtol=0, atol=1e-11)
+
+
+def test_gaussian_draws_have_the_moments(spd):
+    prior = GaussianPrior(randn(6, seed=1), spd)
+    x, n = prior.sample(Streams(0, 20000)), 20000
+    z = (x.mean(0) - prior.mean) / (spd.diagonal() / n).sqrt()
+    spread = ((spd**2 + torch.outer(spd.diagonal(), spd.diagonal())) / n).sqrt()
+    assert float(z.abs().max()) < 5
+    assert float(((torch.cov(x.T) - spd) / spread).abs().max()) < 5
+
+
+def test_mixture_denoiser_is_tweedie_of_its_density(spd):
+    covs = torch.stack([spd, torch.eye(6, dtype=F64)])
+    weights, means = torch.tensor([0.3, 0.7], dtype=F64), randn(2, 6, seed=1)
+    smoothed = GaussianMixture(weights, means, covs + 0.49 * torch.eye(6, dtype=F64))
+    x = randn(5, 6, seed=2).requires_grad_()
+    (score,) = torch.autograd.grad(smoothed.log_prob(x).sum(), x)
+    expected = x + 0.49 * score
+    prior = GaussianMixture(weights, means, covs)
+    torch.testing.assert_close(prior(x, torch.full((5,), 0.7, dtype=F64)), expected, rtol=0, atol=1e-12)
+
+
+def test_mixture_posterior_is_prior_times_likelihood(spd):
+    prior = GaussianMixture(torch.tensor([0.3, 0.7], dtype=F64), randn(2, 6, seed=1), torch.stack([spd, 0.5 * spd]))
+    problem = Problem.simulate(Matrix(randn(3, 6, seed=3), (6,)), Gaussian(0.3), randn(6, seed=5))
+    x = randn(7, 6, seed=6)
+    evidence = prior.log_prob(x) + problem.log_likelihood(x) - prior.posterior(problem).log_prob(x)
+    torch.testing.assert_close(evidence, evidence[:1].expand(7), rtol=0, atol=1e-9)
+
+
+def test_mixture_draws_fall_into_the_components():
+    means = torch.tensor([[-50.0, 0.0], [0.0, 50.0], [50.0, 0.0]], dtype=F64)
+    x = GaussianMixture(torch.tensor([1.0, 2.0, 7.0], dtype=F64), means).sample(Streams(0, 10000))
+    share = torch.cdist(x, means).argmin(1).bincount(minlength=3) / 10000
+    expected = torch.tensor([0.1, 0.2, 0.7])
+    assert float(((share - expected) / (expected * (1 - expected) / 10000).sqrt()).abs().max()) < 5
+
+
+def test_stationary_field_is_the_gaussian_with_its_covariance():
+    field = StationaryGaussian((1, 6, 8), mean=0.5, std=0.2, length=2.0)
+    columns = field.covariance(torch.eye(48, dtype=F64).reshape(48, 1, 6, 8)).reshape(48, 48)
+    twin = GaussianPrior(torch.full((1, 6, 8), 0.5, dtype=F64), columns)
+    x, sigma = field.sample(Streams(0, 3), F64), torch.tensor([0.05, 0.3, 2.0], dtype=F64)
+    torch.testing.assert_close(field(x, sigma), twin(x, sigma), rtol=0, atol=1e-12)
+    torch.testing.assert_close(columns.diagonal(), torch.full((48,), 0.04, dtype=F64))
+    problem = Problem.simulate(Matrix(randn(10, 48, seed=1), (1, 6, 8)), Gaussian(0.1), x[0])
+    mean, draws = field.posterior_draws(problem, 4000, seed=3, tol=1e-10)
+    exact = twin.posterior(problem)
+    torch.testing.assert_close(mean, exact.mean, rtol=0, atol=1e-9)
+    assert float(((draws.mean(0) - exact.mean) / exact.std).abs().max()) < 5 / 4000**0.5
+    assert float((draws.std(0) / exact.std - 1).abs().max()) < 5 / (2 * 4000) ** 0.5
+
+
+def test_posterior_of_another_likelihood_is_refused(spd):
+    prior, operator = GaussianPrior(randn(6), spd), Matrix(randn(3, 6).abs(), (6,))
+    problem = Problem.simulate(operator, Poisson(5.0), torch.ones(6, dtype=F64))
+    with pytest.raises(CapabilityError, match="Poisson"):
+        prior.posterior(problem)
