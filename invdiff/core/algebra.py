@@ -1,6 +1,6 @@
 """Operators made of operators: composition, sum, multiple, adjoint, gram, stack, and the two ways to look at complex numbers.
 
-    (A B)^H = B^H A^H,    (A + B)^H = A^H + B^H,    [A; B]^H (a, b) = A^H a + B^H b
+(A B)^H = B^H A^H,    (A + B)^H = A^H + B^H,    [A; B]^H (a, b) = A^H a + B^H b
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def compose(outer: Operator, inner: Operator) -> Operator:
     """outer @ inner: first inner, then outer."""
     if outer.in_shape != inner.out_shape or outer.in_complex != inner.out_complex:
         raise ShapeError(
-            f"{type(outer).__name__} @ {type(inner).__name__}: the first takes {_space(outer, 'in')}, the second gives {_space(inner, 'out')}"
+            f"{type(outer).__name__} @ {type(inner).__name__}: the first takes {_space(outer, 'in')}, the second gives "
+            f"{_space(inner, 'out')}"
         )
     if isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator):
         return _LinearComposition(outer, inner)
@@ -33,8 +34,9 @@ def add(a: Operator, b: Operator) -> Operator:
     if any(_space(a, side) != _space(b, side) for side in ("in", "out")):
         spaces = [f"{_space(o, 'in')} -> {_space(o, 'out')}" for o in (a, b)]
         raise ShapeError(f"{type(a).__name__} + {type(b).__name__}: expected the same spaces, got {spaces[0]} and {spaces[1]}")
-    linear = isinstance(a, LinearOperator) and isinstance(b, LinearOperator)
-    return _LinearSum(a, b) if linear else _Sum(a, b)
+    if isinstance(a, LinearOperator) and isinstance(b, LinearOperator):
+        return _LinearSum(a, b)
+    return _Sum(a, b)
 
 
 def scale(operator: Operator, factor: float) -> Operator:
@@ -43,9 +45,7 @@ def scale(operator: Operator, factor: float) -> Operator:
 
 
 def _space(operator: Operator, side: str) -> str:
-    shape, is_complex = (
-        (operator.in_shape, operator.in_complex) if side == "in" else (operator.out_shape, operator.out_complex)
-    )
+    shape, is_complex = (operator.in_shape, operator.in_complex) if side == "in" else (operator.out_shape, operator.out_complex)
     return f"(B, {', '.join(map(str, shape))}) {'complex' if is_complex else 'real'}"
 
 
@@ -135,7 +135,7 @@ class Adjoint(LinearOperator):
         return self.operator(y)
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         return self.operator
 
 
@@ -170,32 +170,32 @@ class Stack(LinearOperator):
         for other in operators[1:]:
             if _space(other, "in") != _space(first, "in") or other.out_complex != first.out_complex:
                 raise ShapeError(
-                    f"Stack: expected operators from {_space(first, 'in')} with {'complex' if first.out_complex else 'real'} outputs, "
+                    f"Stack: expected operators from {_space(first, 'in')} with "
+                    f"{'complex' if first.out_complex else 'real'} outputs, "
                     f"got {type(other).__name__} from {_space(other, 'in')} to {_space(other, 'out')}"
                 )
         self_flat = any(o.out_shape[1:] != first.out_shape[1:] for o in operators)
         sizes = [prod(o.out_shape) if self_flat else o.out_shape[0] for o in operators]
         shape = (sum(sizes),) if self_flat else (sum(sizes), *first.out_shape[1:])
         super().__init__(first.in_shape, shape, in_complex=first.in_complex, out_complex=first.out_complex)
-        self.operators, self.sizes, self.flat = nn.ModuleList(operators), sizes, self_flat
+        self.parts, self.sizes, self.flat = list(operators), sizes, self_flat
+        self.operators = nn.ModuleList(operators)
         if any(o.measured is not None for o in operators):
             masks = [torch.ones(o.out_shape, dtype=torch.bool) if o.measured is None else o.measured for o in operators]
             full = [m.expand(o.out_shape) for m, o in zip(masks, operators, strict=True)]
             self.measured = torch.cat([m.reshape(-1) if self_flat else m for m in full])
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [operator(x) for operator in self.operators]
+        parts = [operator(x) for operator in self.parts]
         return torch.cat([p.flatten(1) if self.flat else p for p in parts], dim=1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         parts = y.split(self.sizes, dim=1)
-        terms = [
-            operator.adjoint(p.reshape(-1, *operator.out_shape)) for operator, p in zip(self.operators, parts, strict=True)
-        ]
+        terms = [operator.adjoint(p.reshape(-1, *operator.out_shape)) for operator, p in zip(self.parts, parts, strict=True)]
         return torch.stack(terms).sum(0)
 
     def normal(self, x: Tensor) -> Tensor:
-        return torch.stack([operator.normal(x) for operator in self.operators]).sum(0)
+        return torch.stack([operator.normal(x) for operator in self.parts]).sum(0)
 
 
 class ViewAsComplex(LinearOperator):
@@ -239,7 +239,7 @@ class Unmeasured(LinearOperator):
 
 
 def dense(operator: LinearOperator, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The real matrix of a linear operator on flattened tensors, complex spaces as (real parts, imaginary parts); for small ones."""
+    """The real matrix of a small linear operator on flattened tensors; complex spaces as (real parts, imaginary parts)."""
     size = prod(operator.in_shape)
     basis = torch.eye(size * (2 if operator.in_complex else 1), dtype=dtype)
     if operator.in_complex:
@@ -250,7 +250,7 @@ def dense(operator: LinearOperator, dtype: torch.dtype = torch.float64) -> Tenso
 
 
 def flatten_real(value: Tensor, is_complex: bool) -> Tensor:
-    """(B, ...) -> (B, N) real; where `is_complex`, (B, 2 N): real parts, then imaginary parts (a real value stands for both)."""
+    """(B, ...) -> (B, N) real; where `is_complex` (B, 2 N), real then imaginary parts (a real value stands for both)."""
     if not is_complex:
         return value.flatten(1)
     flat = value.flatten(1)

@@ -3,12 +3,14 @@
     build({"_target_": "invdiff.core.Gaussian", "sigma": 0.1})
 
 A target must start with an allowed prefix and be defined in a module with an allowed prefix, so that a name re-exported from
-elsewhere is refused. Prefixes beyond `invdiff.` come from the caller or the command line, never from a file. Keys that start and
-end with one underscore other than `_target_` are notes for people and tests, and are skipped.
+elsewhere is refused. Prefixes beyond `invdiff.` come from the caller or the command line, never from a file. With
+`_partial_: true` the result is the target with these arguments bound, to be called with the others. Other keys that start and
+end with one underscore are notes for people and tests, and are skipped.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import types
@@ -18,10 +20,13 @@ from typing import Any
 
 from .errors import ConfigError
 
-__all__ = ["build"]
+__all__ = ["build", "resolve"]
+
+# these take prefixes to allow as arguments, which no file may give
+_CLOSED = ("invdiff.cli.", "invdiff.commands.", "invdiff.core.build.")
 
 
-def build(config: Any, allow: Sequence[str] = (), **more: Any) -> Any:  # noqa: ANN401
+def build(config: Any, allow: Sequence[str] = (), **more: Any) -> Any:
     """The object that a configuration describes; dictionaries without `_target_`, lists and leaves come back as they are.
 
     Args:
@@ -35,15 +40,20 @@ def build(config: Any, allow: Sequence[str] = (), **more: Any) -> Any:  # noqa: 
     if isinstance(config, Mapping):
         if "_target_" not in config:
             return {k: build(v, allow) for k, v in config.items()}
-        target = _resolve(str(config["_target_"]), allow)
-        arguments = {k: build(v, allow) for k, v in config.items() if not (k.startswith("_") and k.endswith("_"))}
-        return _call(target, {**arguments, **more})
+        target = resolve(str(config["_target_"]), allow)
+        arguments = {k: build(v, allow) for k, v in config.items() if not (k.startswith("_") and k.endswith("_"))} | more
+        partial = config.get("_partial_", False)
+        if not isinstance(partial, bool):
+            raise ConfigError(f"{target.__qualname__}: expected _partial_ to be true or false, got {partial!r}")
+        _check(target, arguments, partial)
+        return functools.partial(target, **arguments) if partial else target(**arguments)
     if isinstance(config, list | tuple):
         return [build(v, allow) for v in config]
     return config
 
 
-def _resolve(path: str, allow: Sequence[str]) -> Any:  # noqa: ANN401
+def resolve(path: str, allow: Sequence[str] = ()) -> Any:
+    """The class or function of that dotted name, if it is an allowed one."""
     prefixes = tuple(p.rstrip(".") + "." for p in ("invdiff", *allow))
     module_name, _, name = path.rpartition(".")
     if not path.startswith(prefixes):
@@ -52,20 +62,21 @@ def _resolve(path: str, allow: Sequence[str]) -> Any:  # noqa: ANN401
         target = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"build: there is no {path} ({error})") from None
-    home = getattr(target, "__module__", "") + "."
-    if not callable(target) or not home.startswith(prefixes):
+    home = f"{getattr(target, '__module__', '')}."
+    if not callable(target) or not home.startswith(prefixes) or home.startswith(_CLOSED):
         raise ConfigError(f"build: {path} is not a class or function of {', '.join(prefixes)}")
     return target
 
 
-def _call(target: Any, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
+def _check(target: Any, arguments: dict[str, Any], partial: bool) -> None:
     name, signature = target.__qualname__, inspect.signature(target)
     accepted = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     unknown = sorted(set(arguments) - set(accepted))
     if unknown:
         raise ConfigError(f"{name}: unknown option {', '.join(unknown)}; it takes {', '.join(accepted) or 'none'}")
-    missing = [p.name for p in signature.parameters.values() if p.default is p.empty and p.name in accepted and p.name not in arguments]
-    if missing:
+    required = {p.name for p in signature.parameters.values() if p.default is p.empty and p.name in accepted}
+    missing = sorted(required - set(arguments), key=accepted.index)
+    if missing and not partial:
         raise ConfigError(f"{name}: missing option {', '.join(missing)}")
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -75,11 +86,10 @@ def _call(target: Any, arguments: dict[str, Any]) -> Any:  # noqa: ANN401
         if key in hints and not _fits(value, hints[key]):
             expected = getattr(hints[key], "__name__", None) if not typing.get_args(hints[key]) else str(hints[key])
             raise ConfigError(f"{name}: expected {key} to be {expected or hints[key]}, got {value!r}")
-    return target(**arguments)
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a leaf read from YAML or the command line can be of the annotated type; what is not a leaf is left to the target."""
+    """Whether a leaf read from YAML or the command line can be of the annotated type; the target judges what is not a leaf."""
     if hint is typing.Any or not isinstance(value, bool | int | float | str | type(None)):
         return True
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
@@ -91,5 +101,5 @@ def _fits(value: object, hint: object) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str, type(None)):
-        return isinstance(value, type(None) if hint is type(None) else hint)  # type: ignore[arg-type]
+        return isinstance(value, type(None) if hint is type(None) else hint)
     return not isinstance(value, bool) and getattr(hint, "__module__", "").startswith("pathlib") and isinstance(value, str)

@@ -56,7 +56,7 @@ def cg(matvec: Callable[[Tensor], Tensor], b: Tensor, *, x0: Tensor | None = Non
     p, rr, bb = r, dot(r, r), dot(b, b)
     active = rr > tol**2 * bb
     k = 0
-    for k in range(1, max_iter + 1):  # noqa: B007
+    for k in range(1, max_iter + 1):
         if tol > 0.0 and not bool(active.any()):
             k -= 1
             break
@@ -73,7 +73,9 @@ def cg(matvec: Callable[[Tensor], Tensor], b: Tensor, *, x0: Tensor | None = Non
     return CGResult(x, (rr / torch.where(bb > 0, bb, 1.0)).sqrt(), k)
 
 
-def operator_norm(operator: LinearOperator, *, max_iter: int = 100, tol: float = 1e-4, dtype: torch.dtype = torch.float32) -> float:
+def operator_norm(
+    operator: LinearOperator, *, max_iter: int = 100, tol: float = 1e-4, dtype: torch.dtype = torch.float32
+) -> float:
     """Largest singular value of a linear operator by power iteration on A^H A (a lower bound, to about tol)."""
     buffers = [*operator.buffers(), *operator.parameters()]
     device = buffers[0].device if buffers else None

@@ -3,7 +3,8 @@
     Gaussian   y = c + sigma n
     Poisson    y ~ Poisson(gain c + background), counts
 
-with c = A x. Every model samples, has a log-density, and offers the Gaussian that the data suggest for the methods that need one.
+with c = A x. Every model samples, has a log-density, and offers the Gaussian that the data suggest for the methods that need
+one.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ package relies on: shapes and dtypes are checked, calls are counted, and each is
 `forward` is `adjoint`, forward mode is `forward`, vmap folds into the batch), so that no graph runs through an FFT or a sparse
 product. An operator with parameters that require a gradient is differentiated by autograd through its formula instead.
 
-The inner product of complex spaces is Re<a, b>; the adjoint of an operator from a real to a complex space returns the real part.
+The inner product of complex spaces is Re<a, b>; the adjoint of an operator from a real to a complex space returns the real
+part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ __all__ = ["LinearOperator", "Operator"]
 Formula = Callable[[Any, Tensor], Tensor]
 
 
-def _checked(formula: Formula, name: str) -> Formula:
+def _checked(formula: Formula, _: str) -> Formula:
     """Check the input, count the call, evaluate."""
 
     @wraps(formula)
@@ -49,14 +50,14 @@ def _linear(formula: Formula, name: str) -> Formula:
             if any(p.requires_grad for p in self.parameters()):
                 out = formula(self, v)
             else:
-                out = _Linear.apply(v, self, formula, name)
+                out = _Linear.apply(v, self, formula, name)  # type: ignore[no-untyped-call]
         self.check(out, target)
         return out
 
     return apply
 
 
-def _solver(formula: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+def _solver(formula: Callable[..., Tensor], _: str) -> Callable[..., Tensor]:
     """The same for solve(b, rho), which is its own adjoint."""
 
     @wraps(formula)
@@ -64,9 +65,14 @@ def _solver(formula: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
         self.check(b, "x")
         weight = torch.as_tensor(rho, dtype=b.real.dtype, device=b.device).expand(len(b))
         with operator_call(len(b)):
-            return _Linear.apply(b, self, lambda op, v: formula(op, v, weight), "solve", weight)
+            evaluate = partial(_with_weight, formula, weight)
+            return _Linear.apply(b, self, evaluate, "solve", weight)  # type: ignore[no-untyped-call]
 
     return solve
+
+
+def _with_weight(formula: Callable[..., Tensor], weight: Tensor, operator: LinearOperator, b: Tensor) -> Tensor:
+    return formula(operator, b, weight)
 
 
 class _Linear(torch.autograd.Function):
@@ -78,20 +84,22 @@ class _Linear(torch.autograd.Function):
         return out.clone() if out is v else out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401, ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         ctx.operator, ctx.name, ctx.extra = inputs[1], inputs[3], inputs[4:]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         other = {"forward": "adjoint", "adjoint": "forward", "solve": "solve"}[ctx.name]
         return getattr(ctx.operator, other)(gradient, *ctx.extra), None, None, None, *(None for _ in ctx.extra)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # noqa: ANN401
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return getattr(ctx.operator, ctx.name)(tangent, *ctx.extra)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], v: Tensor, operator: LinearOperator, _: Formula, name: str, *extra: Tensor) -> Any:  # noqa: ANN401
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], v: Tensor, operator: LinearOperator, _: Formula, name: str, *extra: Tensor
+    ) -> Any:
         stacked = v.movedim(in_dims[0], 0) if in_dims[0] is not None else v.expand(info.batch_size, *v.shape)
         repeated = [e.repeat(info.batch_size) for e in extra]
         return getattr(operator, name)(stacked.flatten(0, 1), *repeated).unflatten(0, stacked.shape[:2]), 0
@@ -120,7 +128,7 @@ class Operator(nn.Module):
         self.in_complex, self.out_complex = in_complex, out_complex
         self.register_buffer("measured", None, persistent=False)
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name, wrapper in cls._entries.items():
             if name in cls.__dict__:
@@ -132,12 +140,12 @@ class Operator(nn.Module):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The value at x and the pullback v -> J(x)^H v."""
-        y, pullback = torch.func.vjp(self, x)
+        y, pullback, *_ = torch.func.vjp(self, x)
         return y, lambda v: pullback(v)[0]
 
     def jvp(self, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """The value at x and the derivative J(x) tangent."""
-        y, dy = torch.func.jvp(self, (x,), (tangent,))
+        y, dy, *_ = torch.func.jvp(self, (x,), (tangent,))
         return y, dy
 
     def count_measured(self) -> int:
@@ -148,7 +156,11 @@ class Operator(nn.Module):
     def check(self, value: Tensor, side: str) -> None:
         """Raise a ShapeError unless `value` is a batch of the input ("x") or output ("y") space."""
         shape, is_complex = (self.in_shape, self.in_complex) if side == "x" else (self.out_shape, self.out_complex)
-        if value.shape[1:] != shape or value.is_complex() != is_complex or not (value.is_complex() or value.is_floating_point()):
+        if (
+            value.shape[1:] != shape
+            or value.is_complex() != is_complex
+            or not (value.is_complex() or value.is_floating_point())
+        ):
             want = f"(B, {', '.join(map(str, shape))}) {'complex' if is_complex else 'real'}"
             raise ShapeError(
                 f"{type(self).__name__}: expected {side} of shape {want}, got {tuple(value.shape)} {str(value.dtype)[6:]}"
@@ -195,7 +207,7 @@ class LinearOperator(Operator):
         return self.adjoint(self(x))
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         """The adjoint as an operator."""
         from .algebra import Adjoint
 
@@ -209,7 +221,7 @@ class LinearOperator(Operator):
         return Gram(self)
 
     def solve(self, b: Tensor, rho: Tensor | float) -> Tensor:
-        """(A^H A + rho I)^-1 b for rho > 0, a number or one per item (B,); here by conjugate gradients, each item for itself."""
+        """(A^H A + rho I)^-1 b for rho > 0, a number or one per item (B,); here by conjugate gradients per item."""
         weight = expand(torch.as_tensor(rho), b)
         result = cg(lambda x: self.normal(x) + weight * x, b, max_iter=2000, tol=_tolerance(b))
         _require_convergence(self, "solve", result.residual, result.iterations, b)
@@ -231,6 +243,7 @@ def _require_convergence(operator: Operator, what: str, residual: Tensor, iterat
     worst = float(residual.max())
     if not worst <= 10.0 * _tolerance(b):
         raise NumericalError(
-            f"{type(operator).__name__}.{what}: conjugate gradients stopped after {iterations} iterations at a relative residual of "
+            f"{type(operator).__name__}.{what}: conjugate gradients stopped after {iterations} iterations at a relative "
+            "residual of "
             f"{worst:.1e}: use solve(b, rho) with a larger rho"
         )

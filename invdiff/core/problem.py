@@ -1,6 +1,6 @@
 """A problem: a forward operator, a noise model and a measurement.
 
-    y ~ p(y | A x),    posterior  p(x | y) ~ p(x) p(y | A x)
+y ~ p(y | A x),    posterior  p(x | y) ~ p(x) p(y | A x)
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class Problem:
         self.operator.check(y, "y")
         if not bool(torch.isfinite(torch.view_as_real(y) if y.is_complex() else y).all()):
             count = int((~torch.isfinite(y)).sum())
-            raise NumericalError(f"Problem: {count} of the {y.numel()} values of y are not finite: mask them out or mend the file")
+            raise NumericalError(
+                f"Problem: {count} of the {y.numel()} values of y are not finite: mask them out or mend the file"
+            )
         object.__setattr__(self, "y", y)
 
     @classmethod

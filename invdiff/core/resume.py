@@ -40,7 +40,7 @@ def fingerprint(sampler: Sampler, problem: Problem, prior: Denoiser, n: int, bat
     }
 
 
-def _crc(tensors: Any) -> str:  # noqa: ANN401
+def _crc(tensors: Any) -> str:
     total = 0
     for t in tensors:
         dense = t.detach()
@@ -79,7 +79,7 @@ class Progress:
         try:
             content = torch.load(run.path, weights_only=True, map_location="cpu")
             old = json.loads(content["facts"])
-        except Exception as error:  # noqa: BLE001  # torch raises many kinds for a file that is not its own
+        except Exception as error:  # torch raises many kinds for a file that is not its own
             raise DataError(f"resume: {path} is not a file of an interrupted run ({type(error).__name__})") from None
         for key, value in facts.items():
             if old.get(key) != value:

@@ -59,7 +59,9 @@ class Streams:
         block = torch.arange(math.ceil(count / 4), device=device)
         draw = torch.tensor(self.draws, dtype=torch.int64, device=device)[:, None]
         shape = (len(self.draws), len(block))
-        constant = [torch.full((1, 1), v & _MASK, dtype=torch.int64, device=device) for v in (step, zlib.crc32(purpose.encode()))]
+        constant = [
+            torch.full((1, 1), v & _MASK, dtype=torch.int64, device=device) for v in (step, zlib.crc32(purpose.encode()))
+        ]
         counter = (block.expand(shape), draw.expand(shape), constant[0].expand(shape), constant[1].expand(shape))
         words = philox(counter, (self.seed & _MASK, (self.seed >> 32) & _MASK))
         return torch.stack(words, dim=-1).flatten(1)

@@ -1,8 +1,8 @@
 """The one loop that every sampler runs in.
 
-A sampler is a frozen dataclass of hyper-parameters with three methods: `condition` turns the prior into the denoiser that it steps
-with (a guided one, where there is guidance), `init` makes the first State, `step` the next. The loop adds chunks of draws, progress,
-callbacks, counters, the check for values that are not finite, and resuming.
+A sampler is a frozen dataclass of hyper-parameters with three methods: `condition` turns the prior into the denoiser that it
+steps with (a guided one, where there is guidance), `init` makes the first State, `step` the next. The loop adds chunks of
+draws, progress, callbacks, counters, the check for values that are not finite, and resuming.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ class Sampler:
         if run.state is None:
             return self.init(problem, denoiser, streams)
         device = problem.y.device
-        return self.state_class(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in run.state.items()})
+        fields: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in run.state.items()}
+        return self.state_class(**fields)
 
     def _check(self, problem: Problem, prior: Denoiser, n: int, batch: int | None) -> None:
         if self.steps < 1:
@@ -176,14 +177,16 @@ class Sampler:
         operator = problem.operator
         if operator.in_complex:
             raise ShapeError(
-                f"{self.name}: the unknown of {type(operator).__name__} is complex: use problem.through(ViewAsComplex({operator.in_shape}))"
+                f"{self.name}: the unknown of {type(operator).__name__} is complex: use "
+                f"problem.through(ViewAsComplex({operator.in_shape}))"
             )
         fits = len(prior.shape) == len(problem.shape) and all(
             s in (None, k) for s, k in zip(prior.shape, problem.shape, strict=True)
         )
         if not fits:
             raise ShapeError(
-                f"{self.name}: the prior is on {_text(prior.shape)}, the operator {type(operator).__name__} takes {_text(problem.shape)}"
+                f"{self.name}: the prior is on {_text(prior.shape)}, the operator {type(operator).__name__} takes "
+                f"{_text(problem.shape)}"
             )
         if len(problem.y) != 1:
             raise ShapeError(f"{self.name}: expected one measurement, got a batch of {len(problem.y)}: make a Problem for each")
@@ -202,7 +205,10 @@ def _text(shape: tuple[int | None, ...]) -> str:
 def _require_finite(state: State, sampler: Sampler) -> None:
     if not bool(torch.isfinite(state.x).all()):
         bad = [i for i, x in enumerate(state.x) if not bool(torch.isfinite(x).all())]
-        raise NumericalError(f"{sampler.name}: values that are not finite after step {state.step} of {sampler.steps} in draws {bad[:8]} of the batch")
+        raise NumericalError(
+            f"{sampler.name}: values that are not finite after step {state.step} of {sampler.steps} in draws {bad[:8]} "
+            "of the batch"
+        )
 
 
 @contextmanager

@@ -60,10 +60,12 @@ class Samples:
         return torch.quantile(self.x, q, dim=0)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Lower and upper limit per element of the interval that a further draw of the posterior lies in with probability `level`.
+        """Lower and upper limit per element of the interval that a further draw of the posterior lies in with probability
+        `level`.
 
-        With n draws the k-th smallest and the k-th largest enclose a further, exchangeable draw with probability (n + 1 - 2k) / (n + 1);
-        between and below those k the limits are interpolated in a normal shape, so that few draws do not make the interval too narrow.
+        With n draws the k-th smallest and the k-th largest enclose a further, exchangeable draw with probability (n + 1 -
+        2k) / (n + 1); between and below those k the limits are interpolated in a normal shape, so that few draws do not make
+        the interval too narrow.
         """
         self._require_spread("an interval")
         tail = 0.5 * (1.0 - level) * (len(self) + 1)
@@ -86,6 +88,11 @@ class Samples:
 
     def _require_spread(self, what: str) -> None:
         if self.kind != "posterior":
-            raise CapabilityError(f"{self.sampler or 'this sampler'} returns a point estimate, which has no {what[2:] if what[:2] == 'a ' else what}")
+            raise CapabilityError(
+                f"{self.sampler or 'this sampler'} returns a point estimate, which has no "
+                f"{what[2:] if what[:2] == 'a ' else what}"
+            )
         if len(self) < 2:
-            raise CapabilityError(f"{self.sampler or 'Samples'}: {what} needs at least 2 draws, got {len(self)}: use n=2 or more")
+            raise CapabilityError(
+                f"{self.sampler or 'Samples'}: {what} needs at least 2 draws, got {len(self)}: use n=2 or more"
+            )

@@ -6,8 +6,9 @@
 
 A variance-preserving schedule is used only through sigma = sigma_t / alpha_t.
 
-References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022, arXiv:2206.00364,
-Eq. 5; Song, Sohl-Dickstein, Kingma et al., Score-based generative modeling through SDEs, 2021, arXiv:2011.13456.
+References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+arXiv:2206.00364, Eq. 5; Song, Sohl-Dickstein, Kingma et al., Score-based generative modeling through SDEs, 2021,
+arXiv:2011.13456.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Grid:
         slack = 1.0 + 1e-9
         if not (sigma_min <= low * slack and low < high and high <= sigma_max * slack):
             raise ConfigError(
-                f"{type(self).__name__}: expected levels inside the prior's [{sigma_min:g}, {sigma_max:g}], got [{low:g}, {high:g}]"
+                f"{type(self).__name__}: expected levels inside the prior's [{sigma_min:g}, {sigma_max:g}], got "
+                f"[{low:g}, {high:g}]"
             )
         if steps < 2:
             raise ConfigError(f"{type(self).__name__}: expected at least 2 steps, got {steps}")

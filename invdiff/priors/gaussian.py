@@ -14,7 +14,19 @@ import math
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, ConfigError, Denoiser, Gaussian, LinearOperator, NumericalError, Problem, ShapeError, Streams, cg, expand
+from ..core import (
+    CapabilityError,
+    ConfigError,
+    Denoiser,
+    Gaussian,
+    LinearOperator,
+    NumericalError,
+    Problem,
+    ShapeError,
+    Streams,
+    cg,
+    expand,
+)
 from ..core.algebra import dense, flatten_real
 
 __all__ = ["GaussianPrior", "StationaryGaussian", "linear_gaussian"]
@@ -24,7 +36,8 @@ def linear_gaussian(problem: Problem, who: str) -> tuple[LinearOperator, Tensor]
     """The operator and sigma of a problem that is linear with Gaussian noise; a CapabilityError otherwise."""
     if not isinstance(problem.operator, LinearOperator) or not isinstance(problem.noise, Gaussian):
         raise CapabilityError(
-            f"{who}: the posterior is known for linear operators with Gaussian noise, not for {type(problem.operator).__name__} with "
+            f"{who}: the posterior is known for linear operators with Gaussian noise, not for "
+            f"{type(problem.operator).__name__} with "
             f"{type(problem.noise).__name__}"
         )
     return problem.operator, problem.noise.sigma
@@ -55,7 +68,9 @@ class GaussianPrior(Denoiser):
         elif cov.shape == (size, size):
             variances, basis = torch.linalg.eigh(cov)
         else:
-            raise ShapeError(f"GaussianPrior: expected cov of shape ({size}, {size}) or {tuple(mean.shape)}, got {tuple(cov.shape)}")
+            raise ShapeError(
+                f"GaussianPrior: expected cov of shape ({size}, {size}) or {tuple(mean.shape)}, got {tuple(cov.shape)}"
+            )
         if bool((variances < -1e-8 * variances.abs().max()).any()):
             raise NumericalError(f"GaussianPrior: the covariance has the negative eigenvalue {float(variances.min()):.3g}")
         self.register_buffer("mean", mean)
@@ -159,7 +174,9 @@ class StationaryGaussian(Denoiser):
         z = streams.normal(0, self.shape, purpose, dtype, self.spectrum.device)  # type: ignore[arg-type]
         return self.mean + self._filter(z, self.spectrum.to(dtype).sqrt())
 
-    def posterior_draws(self, problem: Problem, n: int, *, seed: int, max_iter: int = 2000, tol: float = 1e-5) -> tuple[Tensor, Tensor]:
+    def posterior_draws(
+        self, problem: Problem, n: int, *, seed: int, max_iter: int = 2000, tol: float = 1e-5
+    ) -> tuple[Tensor, Tensor]:
         """The exact posterior mean, (*shape), and n exact draws, (n, *shape), of a linear problem with Gaussian noise.
 
         Matheron's rule: with x0 from the prior and n0 from the noise, x0 + K (y - A x0 - n0) is a draw of the posterior. K by
@@ -168,13 +185,17 @@ class StationaryGaussian(Denoiser):
         operator, sigma = linear_gaussian(problem, "StationaryGaussian.posterior_draws")
         y = problem.y
         variance, streams = sigma.to(y.real.dtype) ** 2, Streams(seed, n)
-        x0 = torch.cat([torch.full((1, *self.shape), self.mean, dtype=y.real.dtype, device=y.device), self.sample(streams, y.real.dtype)])  # type: ignore[arg-type]
+        x0 = torch.cat(
+            [torch.full((1, *self.shape), self.mean, dtype=y.real.dtype, device=y.device), self.sample(streams, y.real.dtype)]
+        )  # type: ignore[arg-type]
         noise = streams.normal(0, operator.out_shape, "matheron", y.dtype, y.device) * variance.sqrt()
         misfit = y - operator(x0) - torch.cat([torch.zeros_like(noise[:1]), noise])
         if operator.measured is not None:
             misfit = misfit * operator.measured
         result = cg(lambda v: operator(self.covariance(operator.adjoint(v))) + variance * v, misfit, max_iter=max_iter, tol=tol)
         if float(result.residual.max()) > 10 * tol:
-            raise NumericalError(f"StationaryGaussian: conjugate gradients reached {float(result.residual.max()):.1e} in {max_iter} iterations")
+            raise NumericalError(
+                f"StationaryGaussian: conjugate gradients reached {float(result.residual.max()):.1e} in {max_iter} iterations"
+            )
         draws = x0 + self.covariance(operator.adjoint(result.x))
         return draws[0], draws[1:]

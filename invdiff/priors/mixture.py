@@ -48,7 +48,8 @@ class GaussianMixture(Denoiser):
         covs = covs.expand(len(means), -1, -1) if covs.ndim == 2 else covs
         if covs.shape != (len(means), size, size) or weights.shape != means.shape[:1]:
             raise ShapeError(
-                f"GaussianMixture: expected weights (K,), means (K, *shape), covs (K, N, N), got {tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covs.shape)}"
+                "GaussianMixture: expected weights (K,), means (K, *shape), covs (K, N, N), got "
+                f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covs.shape)}"
             )
         if not bool((weights >= 0).all() and weights.sum() > 0):
             raise ConfigError("GaussianMixture: weights must not be negative, and not all zero")

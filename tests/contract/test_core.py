@@ -5,7 +5,19 @@ import math
 import pytest
 import torch
 
-from invdiff.core import VP, ConfigError, Gaussian, Karras, LogUniform, NumericalError, Poisson, Problem, ShapeError, Streams, Unmeasured
+from invdiff.core import (
+    VP,
+    ConfigError,
+    Gaussian,
+    Karras,
+    LogUniform,
+    NumericalError,
+    Poisson,
+    Problem,
+    ShapeError,
+    Streams,
+    Unmeasured,
+)
 from invdiff.core.rng import philox
 
 F64 = torch.float64
