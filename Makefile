@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON=python3.12 make test chooses another interpreter.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.invdiff-installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint gpu clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+
+install: $(STAMP)  ## .venv with the tested versions (every target below does this first)
+
+demo: $(STAMP)  ## sparse-view CT with uncertainty: a table, and a report in outputs/demo
+	@$(BIN)/invdiff run task=ct_sparse_view out=outputs/demo
+
+test: $(STAMP)  ## the fast tests, on two cores
+	$(PYTEST) -n $(WORKERS) -m "not slow and not gpu"
+
+test-all: lint  ## every test that needs no GPU, and lint
+	$(PYTEST) -n $(WORKERS) -m "not gpu"
+
+lint: $(STAMP)  ## ruff on everything, mypy on invdiff/core
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+gpu: $(STAMP)  ## the tests and benchmarks that need a CUDA device
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: torch finds no CUDA device")'
+	$(BIN)/python -m pytest -m gpu
+	@for script in $(wildcard benchmarks/[a-z]*.py); do \
+	    echo "$$script"; $(BIN)/python $$script --device cuda || exit 1; done
+
+clean:  ## remove .venv, outputs and caches
+	rm -rf $(VENV) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# a .venv that already works is kept; a broken one is made again
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	    || { echo "invdiff needs Python 3.10 or newer, and '$(PYTHON)' is not: name one, as in 'make test PYTHON=python3.11'"; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || { echo "[1/3] making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "[2/3] installing the build tool"
+	@$(PIP) setuptools
+	@echo "[3/3] installing invdiff and what it needs, once (torch is large: this can take minutes)"
+	@$(PIP) --no-build-isolation --use-pep517 -e ".[dev]"
+	@touch $@
