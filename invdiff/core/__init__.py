@@ -1,6 +1,6 @@
 """The contracts: operator, noise, problem, denoiser, schedule, sampler, randomness."""
 
-from .algebra import Stack, Unmeasured, ViewAsComplex
+from .algebra import Matrix, Stack, Unmeasured, ViewAsComplex
 from .build import build
 from .denoiser import Denoiser
 from .errors import CapabilityError, ConfigError, DataError, InvdiffError, NumericalError, ShapeError
@@ -25,6 +25,7 @@ __all__ = [
     "Karras",
     "LinearOperator",
     "LogUniform",
+    "Matrix",
     "Noise",
     "NumericalError",
     "Operator",

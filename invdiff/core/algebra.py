@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .errors import ShapeError
 from .operator import LinearOperator, Operator
 
-__all__ = ["Adjoint", "Gram", "Stack", "Unmeasured", "ViewAsComplex", "add", "compose", "dense", "flatten_real", "scale"]
+__all__ = ["Adjoint", "Gram", "Matrix", "Stack", "Unmeasured", "ViewAsComplex", "add", "compose", "dense", "flatten_real", "scale"]
 
 
 def compose(outer: Operator, inner: Operator) -> Operator:
@@ -217,6 +217,30 @@ class ViewAsComplex(LinearOperator):
 
     def normal(self, x: Tensor) -> Tensor:
         return x
+
+
+class Matrix(LinearOperator):
+    """A dense matrix on the flattened unknown, (B, *in_shape) -> (B, m).
+
+    Args:
+        matrix: (m, N), real or complex; a complex one takes complex unknowns.
+        in_shape: shape of the unknown without the batch; None for vectors (N,).
+    """
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, in_shape: tuple[int, ...] | None = None) -> None:
+        shape = (matrix.shape[1],) if in_shape is None else tuple(in_shape)
+        if matrix.ndim != 2 or matrix.shape[1] != prod(shape):
+            raise ShapeError(f"Matrix: expected (m, {prod(shape)}) for unknowns {shape}, got {tuple(matrix.shape)}")
+        super().__init__(shape, (len(matrix),), in_complex=matrix.is_complex(), out_complex=matrix.is_complex())
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.conj()).reshape(-1, *self.in_shape)
 
 
 class Unmeasured(LinearOperator):

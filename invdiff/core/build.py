@@ -10,9 +10,11 @@ end with one underscore are notes for people and tests, and are skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from typing import Any
 
 from .errors import ConfigError
 
-__all__ = ["build", "resolve"]
+__all__ = ["build", "check", "resolve"]
 
 # these take prefixes to allow as arguments, which no file may give
 _CLOSED = ("invdiff.cli.", "invdiff.commands.", "invdiff.core.build.")
@@ -45,7 +47,7 @@ def build(config: Any, allow: Sequence[str] = (), **more: Any) -> Any:
         partial = config.get("_partial_", False)
         if not isinstance(partial, bool):
             raise ConfigError(f"{target.__qualname__}: expected _partial_ to be true or false, got {partial!r}")
-        _check(target, arguments, partial)
+        check(target, arguments, partial)
         return functools.partial(target, **arguments) if partial else target(**arguments)
     if isinstance(config, list | tuple):
         return [build(v, allow) for v in config]
@@ -68,7 +70,11 @@ def resolve(path: str, allow: Sequence[str] = ()) -> Any:
     return target
 
 
-def _check(target: Any, arguments: dict[str, Any], partial: bool) -> None:
+def check(target: Any, arguments: dict[str, Any], partial: bool = False) -> None:
+    """Raise a ConfigError if the target does not take these arguments, lacks some (unless partial), or a leaf does not fit.
+
+    Leaves are numbers, strings, booleans and None; other values are left to the target.
+    """
     name, signature = target.__qualname__, inspect.signature(target)
     accepted = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     unknown = sorted(set(arguments) - set(accepted))
@@ -78,14 +84,33 @@ def _check(target: Any, arguments: dict[str, Any], partial: bool) -> None:
     missing = sorted(required - set(arguments), key=accepted.index)
     if missing and not partial:
         raise ConfigError(f"{name}: missing option {', '.join(missing)}")
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError):
-        hints = {}
     for key, value in arguments.items():
-        if key in hints and not _fits(value, hints[key]):
-            expected = getattr(hints[key], "__name__", None) if not typing.get_args(hints[key]) else str(hints[key])
-            raise ConfigError(f"{name}: expected {key} to be {expected or hints[key]}, got {value!r}")
+        hint = _hint(target, signature.parameters[key])
+        if not _fits(value, hint):
+            raise ConfigError(f"{name}: expected {key} to be {_text(hint)}, got {value!r}")
+
+
+def _hint(target: Any, parameter: inspect.Parameter) -> Any:
+    """The annotation of a parameter, evaluated alone, since its neighbours may name what only type checkers import."""
+    if dataclasses.is_dataclass(target) and isinstance(target, type):
+        owner = next((b for b in target.__mro__ if parameter.name in vars(b).get("__annotations__", {})), target)
+        namespace = vars(sys.modules[owner.__module__])
+    else:
+        function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+        namespace = getattr(function, "__globals__", {})
+    if parameter.annotation is parameter.empty:
+        return typing.Any
+    try:
+        alone = types.SimpleNamespace(__annotations__={"hint": parameter.annotation})
+        return typing.get_type_hints(alone, namespace)["hint"]
+    except (NameError, TypeError):
+        return typing.Any
+
+
+def _text(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -3,23 +3,10 @@
 import pytest
 import torch
 
-from invdiff.core import CapabilityError, Gaussian, LinearOperator, Poisson, Problem, Streams
+from invdiff.core import CapabilityError, Gaussian, Matrix, Poisson, Problem, Streams, ViewAsComplex
 from invdiff.priors import GaussianMixture, GaussianPrior, StationaryGaussian
 
 F64 = torch.float64
-
-
-class Matrix(LinearOperator):
-    def __init__(self, matrix, shape):
-        super().__init__(shape, (len(matrix),), out_complex=matrix.is_complex())
-        self.register_buffer("matrix", matrix)
-
-    def forward(self, x):
-        return x.flatten(1).to(self.matrix.dtype) @ self.matrix.T
-
-    def adjoint(self, y):
-        x = (y @ self.matrix.conj()).reshape(-1, *self.in_shape)
-        return x.real if x.is_complex() else x
 
 
 def randn(*shape, seed=0):
@@ -42,9 +29,13 @@ def test_gaussian_denoiser_is_the_wiener_filter(spd):
 
 @pytest.mark.parametrize("kind", ["real", "complex"])
 def test_gaussian_posterior_is_that_of_the_normal_equations(spd, kind):
-    matrix = randn(3, 6, seed=3) if kind == "real" else torch.complex(randn(3, 6, seed=3), randn(3, 6, seed=4))
+    if kind == "real":
+        operator, matrix = Matrix(randn(3, 6, seed=3)), randn(3, 6, seed=3)
+    else:
+        half = torch.complex(randn(2, 3, seed=3), randn(2, 3, seed=4))
+        operator, matrix = Matrix(half) @ ViewAsComplex((3,)), torch.cat([half, 1j * half], dim=1)
     prior = GaussianPrior(randn(6, seed=1), spd)
-    problem = Problem.simulate(Matrix(matrix, (6,)), Gaussian(0.3), randn(6, seed=5), seed=7)
+    problem = Problem.simulate(operator, Gaussian(0.3), randn(6, seed=5), seed=7)
     posterior = prior.posterior(problem)
     precision = torch.linalg.inv(spd) + (matrix.mH @ matrix).real / 0.09
     mean = torch.linalg.solve(precision, torch.linalg.solve(spd, prior.mean) + (matrix.mH @ problem.y[0]).real / 0.09)
