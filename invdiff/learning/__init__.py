@@ -1,0 +1,5 @@
+"""Training of priors."""
+
+from .train import Training, fit
+
+__all__ = ["Training", "fit"]
