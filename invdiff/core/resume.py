@@ -6,7 +6,6 @@ Because noise is a function of (seed, draw, step), there is no generator state i
 from __future__ import annotations
 
 import json
-import os
 import time
 import zlib
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
+from .files import atomic
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser
@@ -100,14 +100,11 @@ class Progress:
             "seconds": self.seconds,
             "info": json.dumps(self.info),
         }
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, temporary)
-            temporary.replace(self.path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise DataError(f"resume: {self.path} can't be written ({error})") from None
+            with atomic(self.path, parents=True) as part:
+                torch.save(content, part)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            raise DataError(f"resume: {self.path} can't be written ({str(error).splitlines()[0]})") from None
         self.saved = time.monotonic()
 
     def save_now_and_then(self, every: float = 30.0) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from invdiff.core.errors import ConfigError, DataError
-from invdiff.io import atomic
+
+from ..core.files import atomic
 
 __all__ = ["Array", "read_array", "write_hdf5", "write_nifti"]
 

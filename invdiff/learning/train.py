@@ -17,7 +17,6 @@ levels). Hu et al., MiniCPM, 2024, arXiv:2404.06395 (warm up, stay, cool down).
 from __future__ import annotations
 
 import copy
-import io
 import json
 import math
 import time
@@ -31,8 +30,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError, NumericalError, ShapeError
+from ..core.files import atomic
 from ..core.rng import Streams
-from ..priors.network import EDMDenoiser, write_atomic
+from ..priors.network import EDMDenoiser
 
 __all__ = ["Training", "fit"]
 
@@ -218,13 +218,13 @@ def _save(
         "average": average.net.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
     average.facts |= {"training": asdict(training), "step": step}
     average.save(out / _EMA)
-    write_atomic(out / _LOG, "".join(json.dumps(line) + "\n" for line in log).encode())
+    with atomic(out / _LOG) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in log))
     # last, so that the log and the averaged weights are never behind the checkpoint
-    write_atomic(out / _CHECKPOINT, buffer.getvalue())
+    with atomic(out / _CHECKPOINT, parents=True) as part:
+        torch.save(state, part)
 
 
 def _restore(out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, training: Training) -> int:

@@ -12,10 +12,8 @@ arXiv:2206.00364, Table 1 and Appendix B.6.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,11 @@ from torch import Tensor
 
 from ..core.denoiser import Denoiser
 from ..core.errors import ConfigError, DataError, ShapeError
+from ..core.files import atomic
 from ..core.rng import Streams
 from .unet import UNet
 
-__all__ = ["EDMDenoiser", "denoising_error", "load_network", "write_atomic"]
+__all__ = ["EDMDenoiser", "denoising_error", "load_network"]
 
 _KEY = "invdiff.network"
 
@@ -95,7 +94,8 @@ class EDMDenoiser(Denoiser):
             blob = save(weights, metadata={_KEY: json.dumps(header, allow_nan=False)})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"EDMDenoiser: the facts can't be written as JSON: {error}") from None
-        write_atomic(Path(path), blob)
+        with atomic(path, parents=True) as part:
+            part.write_bytes(blob)
 
 
 def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = False) -> EDMDenoiser:
@@ -152,17 +152,3 @@ def denoising_error(prior: Denoiser, images: Tensor, sigmas: Sequence[float], *,
             total += (prior(clean + sigma * noise, level) - clean).double().square().sum().item()
         errors.append((total / images.numel()) ** 0.5)
     return errors
-
-
-def write_atomic(path: Path, blob: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename; nothing is left behind on a failure."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(blob)
-        part.replace(path)
-    except OSError as error:
-        raise DataError(f"can't write {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
