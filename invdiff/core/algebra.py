@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from .errors import ShapeError
 from .operator import LinearOperator, Operator
 
-__all__ = ["Adjoint", "Gram", "Matrix", "Stack", "Unmeasured", "ViewAsComplex", "add", "compose", "dense", "flatten_real", "scale"]
+__all__ = [
+    "Adjoint",
+    "Gram",
+    "Matrix",
+    "Stack",
+    "Unmeasured",
+    "ViewAsComplex",
+    "add",
+    "compose",
+    "dense",
+    "flatten_real",
+    "scale",
+]
 
 
 def compose(outer: Operator, inner: Operator) -> Operator:

@@ -27,21 +27,22 @@ __all__ = ["LinearOperator", "Operator"]
 Formula = Callable[[Any, Tensor], Tensor]
 
 
-def _checked(formula: Formula, _: str) -> Formula:
+def _checked(formula: Formula, name: str) -> Formula:
     """Check the input, count the call, evaluate."""
+    source = "y" if name == "pinv" else "x"
 
     @wraps(formula)
-    def forward(self: Operator, x: Tensor) -> Tensor:
-        self.check(x, "x")
-        with operator_call(len(x)):
-            return formula(self, x)
+    def evaluate(self: Operator, v: Tensor) -> Tensor:
+        self.check(v, source)
+        with operator_call(len(v)):
+            return formula(self, v)
 
-    return forward
+    return evaluate
 
 
 def _linear(formula: Formula, name: str) -> Formula:
-    """The same for one half of a linear pair, and make the other half its derivative."""
-    source, target = ("x", "y") if name == "forward" else ("y", "x")
+    """The same for one half of a linear pair, and make the other half its derivative; `normal` is its own."""
+    source, target = {"forward": ("x", "y"), "adjoint": ("y", "x"), "normal": ("x", "x")}[name]
 
     @wraps(formula)
     def apply(self: LinearOperator, v: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        other = {"forward": "adjoint", "adjoint": "forward", "solve": "solve"}[ctx.name]
+        other = {"forward": "adjoint", "adjoint": "forward"}.get(ctx.name, ctx.name)
         return getattr(ctx.operator, other)(gradient, *ctx.extra), None, None, None, *(None for _ in ctx.extra)
 
     @staticmethod
@@ -196,7 +197,13 @@ class LinearOperator(Operator):
     Subclasses write `forward` and `adjoint`, and `normal`, `solve`, `pinv` where the structure has a closed form.
     """
 
-    _entries: ClassVar[dict[str, Callable[..., Any]]] = {"forward": _linear, "adjoint": _linear, "solve": _solver}
+    _entries: ClassVar[dict[str, Callable[..., Any]]] = {
+        "forward": _linear,
+        "adjoint": _linear,
+        "normal": _linear,
+        "solve": _solver,
+        "pinv": _checked,
+    }
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Apply the exact transpose, (B, *out_shape) -> (B, *in_shape)."""

@@ -1,0 +1,41 @@
+"""Forward operators, one physics per file."""
+
+from .cs import BlockCS, DenseCS
+from .ct import ParallelBeamCT
+from .fourier import fft2c, ifft2c
+from .masks import box_mask, equispaced_columns, random_columns, random_mask, variable_density
+from .mri import CartesianMRI, birdcage_maps, cartesian_mri
+from .restoration import (
+    Blur,
+    Downsample,
+    Identity,
+    Mask,
+    box_inpainting,
+    gaussian_blur,
+    gaussian_kernel,
+    random_inpainting,
+)
+
+__all__ = [
+    "BlockCS",
+    "Blur",
+    "CartesianMRI",
+    "DenseCS",
+    "Downsample",
+    "Identity",
+    "Mask",
+    "ParallelBeamCT",
+    "birdcage_maps",
+    "box_inpainting",
+    "box_mask",
+    "cartesian_mri",
+    "equispaced_columns",
+    "fft2c",
+    "gaussian_blur",
+    "gaussian_kernel",
+    "ifft2c",
+    "random_columns",
+    "random_inpainting",
+    "random_mask",
+    "variable_density",
+]
