@@ -1,0 +1,1 @@
+"""What the command line does besides running a task; each command returns data and text, and `invdiff.cli` prints."""
