@@ -4,6 +4,6 @@ Readers and writers of arrays are in `invdiff.io.images`.
 """
 
 from ..core.files import atomic
-from .images import Array, read_array, write_hdf5, write_nifti
+from .images import Array, hdf5_bytes, read_array, write_hdf5, write_nifti
 
-__all__ = ["Array", "atomic", "read_array", "write_hdf5", "write_nifti"]
+__all__ = ["Array", "atomic", "hdf5_bytes", "read_array", "write_hdf5", "write_nifti"]

@@ -7,6 +7,7 @@ that names the file and the reason. Values come as stored (a NIfTI slope is appl
 from __future__ import annotations
 
 import gzip
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from invdiff.core.errors import ConfigError, DataError
 
 from ..core.files import atomic
 
-__all__ = ["Array", "read_array", "write_hdf5", "write_nifti"]
+__all__ = ["Array", "hdf5_bytes", "read_array", "write_hdf5", "write_nifti"]
 
 PathLike = str | os.PathLike[str]
 
@@ -113,21 +114,27 @@ def write_hdf5(path: PathLike, arrays: Mapping[str, ArrayLike], attrs: Mapping[s
         ConfigError: another suffix, or names or dtypes that HDF5 can't hold.
         DataError: the file can't be written.
     """
-    import h5py
-
     target = Path(path)
     if _suffix(target) not in (".h5", ".hdf5"):
         raise ConfigError(f"{target}: unknown suffix; expected .h5 or .hdf5")
+    try:
+        content = hdf5_bytes(arrays, attrs)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{target}: {error}") from error
     with atomic(target) as part:
-        try:
-            with h5py.File(part, "w") as file:
-                for name, array in arrays.items():
-                    file.create_dataset(name, data=np.asarray(array))
-                file.attrs.update(attrs or {})
-        except (TypeError, ValueError, KeyError) as error:
-            raise ConfigError(f"{target}: {error}") from error
-        except RuntimeError as error:  # how h5py reports a full disk when it closes the file
-            raise DataError(f"{target}: can't be written: {' '.join(str(error).split())}") from error
+        part.write_bytes(content)
+
+
+def hdf5_bytes(arrays: Mapping[str, ArrayLike], attrs: Mapping[str, Any] | None = None) -> bytes:
+    """An HDF5 file made in memory, because the HDF5 library can crash the process when it meets a full disk."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=np.asarray(array))
+        file.attrs.update(attrs or {})
+    return buffer.getvalue()
 
 
 def _suffix(path: Path) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, DataError
+from ..io import hdf5_bytes
 from .model import COST, LEVEL, METRICS, Estimate, Item
 from .render import page, text_table
 
@@ -173,7 +174,9 @@ class Report:
             yaml.safe_dump(facts["config"], sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
         (folder / "environment.json").write_text(json.dumps(facts["environment"], indent=2, allow_nan=False) + "\n")
-        (folder / "samples.h5").write_bytes(self._hdf5())
+        (folder / "samples.h5").write_bytes(
+            hdf5_bytes(self._arrays(), {"task": self.task, "seed": self.seed, "units": self.units})
+        )
         for name, writer in self.extra.items():
             writer(folder / name)
         (folder / "report.json").write_text(
@@ -194,17 +197,6 @@ class Report:
             figure.savefig(buffer, format="png", dpi=150)
             images[caption] = buffer.getvalue()
         return images
-
-    def _hdf5(self) -> bytes:
-        import h5py
-
-        # in memory, because the HDF5 library can crash the process when the disk is full
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
-            for name, array in self._arrays().items():
-                file[name] = array
-            file.attrs.update({"task": self.task, "seed": self.seed, "units": self.units})
-        return buffer.getvalue()
 
     def _arrays(self) -> dict[str, Any]:
         arrays: dict[str, Tensor] = {}
