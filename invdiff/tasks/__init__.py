@@ -1,0 +1,22 @@
+"""Tasks: named, reproducible instances of a problem, a prior and a sampler, with data and metrics."""
+
+from .data import CTSlices, Data, Item, MRSlice, Photographs, PriorDraws
+from .phantoms import Phantoms, phantom
+from .setups import Crop, Relative
+from .slices import MRSlices
+from .task import Task
+
+__all__ = [
+    "CTSlices",
+    "Crop",
+    "Data",
+    "Item",
+    "MRSlice",
+    "MRSlices",
+    "Phantoms",
+    "Photographs",
+    "PriorDraws",
+    "Relative",
+    "Task",
+    "phantom",
+]

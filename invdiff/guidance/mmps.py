@@ -1,0 +1,92 @@
+"""Moment-matching posterior sampling (MMPS).
+
+The prior's posterior p(x0 | x) is approximated by N(D, V), D = D(x, sigma), V = sigma^2 dD/dx (Tweedie), so that
+
+    E[x0 | x, y] ~ D + V A^T w,    (A V A^T + Sigma_y) w = y - A D,
+
+solved by a few Krylov steps in the space of the measurement, each of them one vector-Jacobian product through the network.
+Exact for every Gaussian prior once the solver has converged. The paper takes conjugate gradients. The Jacobian of a trained
+network is neither symmetric nor positive, and at high noise, where V is sigma^2 times a small difference, CG can diverge within
+three steps. Generalised conjugate residuals span the same Krylov space and make the residual least, which never grows; they
+need V A^T of each direction and not w, so K steps cost K products. The paper writes it for x_t = alpha_t x0 + sigma_t eps;
+here x = x_t / alpha_t and sigma = sigma_t / alpha_t.
+
+References: Rozet, Andry, Lanusse, Louppe, Learning diffusion priors from observations by expectation maximization, 2024,
+arXiv:2405.13712, Eq. 12; Eisenstat, Elman, Schultz, Variational iterative methods for nonsymmetric systems of linear
+equations, SIAM J. Numer. Anal. 20, 1983.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core import ConfigError, Denoiser, LinearOperator, Problem, dot, expand
+from .guidance import Guidance, linearize, require_gaussian
+
+__all__ = ["MMPS"]
+
+
+@dataclass(frozen=True)
+class MMPS(Guidance):
+    """The covariance that the network itself implies.
+
+    Too few steps leave directions that the measurement determines too close to the prior. Measured for a 16 x 16 Gaussian field
+    of standard deviation 1 and spectrum 1/|k|^3, Heun with 25 levels, 100 draws: distance of the mean from the true one in
+    standard deviations of the posterior, and variance over the true one (0.03 and 1.06 are what draws and levels leave).
+
+        cg_steps                                1          2          3          5          8          20
+        25 % of the pixels, sigma_y = 0.05   0.37 1.19  0.18 1.07  0.12 1.06  0.08 1.06  0.06 1.05  0.05 1.06
+        blur of 1.5 pixels, sigma_y = 0.1    0.38 1.30  0.25 1.17  0.16 1.09  0.09 1.04  0.03 1.07  0.03 1.07
+        blur of 1.5 pixels, sigma_y = 0.01   0.92 1.79  0.80 1.59  0.69 1.46  0.52 1.30  0.21 1.11  0.00 1.07
+
+    Args:
+        cg_steps: Krylov steps per call, each one product with the network's Jacobian.
+
+    Raises:
+        CapabilityError: the operator is not linear, or the noise not Gaussian (its sigma may differ between measurements).
+    """
+
+    kind: ClassVar[str] = "posterior"
+    needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
+    cg_steps: int = 5
+
+    def __post_init__(self) -> None:
+        if self.cg_steps < 1:
+            raise ConfigError(f"MMPS: expected cg_steps >= 1, got {self.cg_steps}")
+
+    def __call__(self, prior: Denoiser, problem: Problem) -> Denoiser:
+        return _Guided(prior, problem, self.cg_steps, require_gaussian(problem, "MMPS"))
+
+
+class _Guided(Denoiser):
+    operator: LinearOperator
+
+    def __init__(self, prior: Denoiser, problem: Problem, cg_steps: int, sigma_y: Tensor) -> None:
+        super().__init__(prior.shape, prior.sigma_min, prior.sigma_max)
+        self.prior, self.operator, self.y = prior, problem.operator, problem.y
+        self.cg_steps, self.variance = cg_steps, sigma_y.square()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        denoised, transposed = linearize(self.prior, x, sigma)
+        with torch.no_grad():
+            r, total = self.y - self.operator(denoised), denoised
+            before: list[tuple[Tensor, Tensor, Tensor]] = []
+            for _ in range(self.cg_steps):
+                s = expand(sigma.square(), x) * transposed(self.operator.adjoint(r))
+                q = self.operator(s) + self.variance * r
+                size = dot(q, q)
+                for s_j, q_j, inverse_j in before:
+                    beta = dot(q, q_j) * inverse_j
+                    s, q = s - expand(beta, s) * s_j, q - expand(beta, q) * q_j
+                left = dot(q, q)
+                # a direction that cancels to rounding is one already searched: the item has converged
+                new = left > (1e3 * torch.finfo(left.dtype).eps) ** 2 * size
+                inverse = torch.where(new, 1.0 / torch.where(new, left, 1.0), 0.0)
+                alpha = dot(r, q) * inverse
+                total, r = total + expand(alpha, s) * s, r - expand(alpha, r) * q
+                before.append((s, q, inverse))
+            return total

@@ -1,0 +1,98 @@
+"""A guidance and an integrator, on a grid of noise levels: one sampler for every pair.
+
+    x_0 = sigma_max z,    x_{k+1} = integrator.step(D_y, x_k, sigma_k, sigma_{k+1})
+
+The exact x at sigma_max is x0 + sigma_max z. Leaving x0 out is an error O(prior variance / sigma_max^2) of the variance; of
+the mean, in standard deviations of the posterior, |posterior mean| / sigma_max for the deterministic integrators, and that
+times (standard deviation / sigma_max) for the ancestral one, which forgets its start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core import Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..guidance import Guidance
+from .integrators import Heun, Integrator
+
+__all__ = ["Guided", "Level", "levels", "start"]
+
+
+@dataclass(frozen=True)
+class Level(State):
+    """A state at a noise level.
+
+    Attributes:
+        sigma: the noise level of x.
+    """
+
+    sigma: float = 0.0
+
+
+def levels(grid: Grid, steps: int, prior: Denoiser) -> tuple[float, ...]:
+    """The steps + 1 levels of a run, the last of them zero."""
+    return _levels(grid, steps, prior.sigma_min, prior.sigma_max)
+
+
+@lru_cache(maxsize=16)
+def _levels(grid: Grid, steps: int, sigma_min: float, sigma_max: float) -> tuple[float, ...]:
+    return tuple(grid(steps, sigma_min, sigma_max).tolist())
+
+
+def start(grid: Grid, steps: int, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
+    """Pure noise of the highest level."""
+    sigma = levels(grid, steps, prior)[0]
+    return Level(0, sigma * streams.normal(0, problem.shape, "init", problem.y.real.dtype, problem.y.device), sigma)
+
+
+@dataclass(frozen=True)
+class Guided(Sampler):
+    """Draws of the posterior that the guidance approximates, or of the prior where there is none.
+
+    Args:
+        guidance: what makes the prior's denoiser one of the posterior; None samples the prior and ignores the measurement.
+        integrator: from one level to the next.
+        grid: noise levels between the prior's limits.
+        steps: number of levels.
+    """
+
+    state_class: ClassVar[type[State]] = Level
+    guidance: Guidance | None = None
+    integrator: Integrator = field(default_factory=Heun)
+    grid: Grid = field(default_factory=Karras)
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return "posterior" if self.guidance is None else self.guidance.kind
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset() if self.guidance is None else self.guidance.needs
+
+    @property
+    def name(self) -> str:
+        return f"Guided({type(self.guidance).__name__ if self.guidance else None}, {type(self.integrator).__name__})"
+
+    def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
+        return prior if self.guidance is None else self.guidance(prior, problem)
+
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
+        return start(self.grid, self.steps, problem, prior, streams)
+
+    def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
+        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+
+        def noise() -> Tensor:
+            return streams.normal(state.step + 1, problem.shape, dtype=state.x.dtype, device=state.x.device)
+
+        with torch.no_grad():
+            x = self.integrator.step(prior, state.x, sigma, sigma_next, noise)
+        return Level(state.step + 1, x, sigma_next)
+
+    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
+        return {"sigma": state.sigma}

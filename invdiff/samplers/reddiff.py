@@ -1,0 +1,140 @@
+"""Variational regularisation by denoising (RED-diff).
+
+A Gaussian at mu of vanishing width is fitted to the posterior; with x = mu + sigma eps and a stopped gradient sg,
+
+    minimise  ||y - A mu||^2 / (2 sigma_y^2) + lam w(sigma) <sg(eps_hat - eps), mu>,   eps_hat - eps = (mu - D) / sigma
+
+by Adam, one noise level per step, from high to low. No gradient runs through the network. For a prior N(0, C) the expected
+force is lam w(sigma) sigma (C + sigma^2)^{-1} mu: with w = sigma it vanishes at low noise, so the end point follows the data
+and depends on the learning rate and the number of steps. Adam only sees the ratio of the two terms; published codes scale
+them differently:
+
+    likelihood      grad ||y - A mu||^2 / (2 sigma_y^2) + lam w (eps_hat - eps)                       the objective above
+    nvlabs          A^T (A mu - y) / m + lam w (eps_hat - eps) / n       means over m measurements, n unknowns; sigma_y unused
+    inversebench    2 A^T (A mu - y) + lam w (eps_hat - eps)             sums; sigma_y unused; lam over its observation weight
+
+References: Mardani, Song, Kautz, Vahdat, A variational perspective on solving inverse problems with diffusion models, ICLR
+2024, arXiv:2305.04391, Algorithm 1; Kingma, Ba, Adam: a method for stochastic optimization, 2015, arXiv:1412.6980, Algorithm
+1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..guidance import pullback, require_gaussian
+from .guided import levels
+
+__all__ = ["WEIGHTS", "Moments", "REDDiff"]
+
+WEIGHTS: dict[str, Callable[[float], float]] = {
+    "linear": lambda sigma: sigma,
+    "sqrt": math.sqrt,
+    "square": lambda sigma: sigma**2,
+    "log": math.log1p,
+    "clip": lambda sigma: min(sigma, 1.0),
+    "two_thirds": lambda sigma: sigma ** (2.0 / 3.0),
+    "constant": lambda _: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Moments(State):
+    """mu as x, with Adam's running moments of its gradient, (B, *shape), and the noise level of the step."""
+
+    first: Tensor = field(default_factory=lambda: torch.zeros(0))
+    second: Tensor = field(default_factory=lambda: torch.zeros(0))
+    sigma: float = 0.0
+
+
+@dataclass(frozen=True)
+class REDDiff(Sampler):
+    """Adam on the data term and the denoiser's residual; any differentiable operator; a point estimate.
+
+    Args:
+        lam: weight of the prior.
+        weight: w(sigma), one of `WEIGHTS`; "linear" is the paper's 1/SNR.
+        scaling: of the two terms, see above.
+        init: mu at the start: "pinv" A^+ y, "adjoint" A^T y, or "zeros".
+        lr, beta1, beta2: Adam's.
+        grid: noise levels between the prior's limits.
+        steps: number of levels.
+
+    Raises:
+        CapabilityError: scaling is "likelihood" and the noise is not Gaussian.
+    """
+
+    kind: ClassVar[str] = "point"
+    state_class: ClassVar[type[State]] = Moments
+    lam: float = 0.25
+    weight: str = "linear"
+    scaling: Literal["likelihood", "nvlabs", "inversebench"] = "likelihood"
+    init_from: Literal["pinv", "adjoint", "zeros"] = "pinv"
+    lr: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    grid: Grid = field(default_factory=Karras)
+
+    def __post_init__(self) -> None:
+        options = {
+            "weight": tuple(WEIGHTS),
+            "scaling": ("likelihood", "nvlabs", "inversebench"),
+            "init_from": ("pinv", "adjoint", "zeros"),
+        }
+        for key, allowed in options.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(f"REDDiff: expected {key} to be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
+        if not (self.lr > 0 and self.lam >= 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ConfigError(f"REDDiff: expected lr > 0, lam >= 0 and betas in [0, 1), got {self}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        start = {"pinv": {"adjoint", "solve"}, "adjoint": {"adjoint"}, "zeros": set[str]()}[self.init_from]
+        return frozenset({"vjp"} | start)
+
+    def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
+        if self.scaling == "likelihood":
+            require_gaussian(problem, "REDDiff")
+        return prior
+
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Moments:
+        y = problem.y
+        if self.init_from == "zeros":
+            mu = y.real.new_zeros(1, *problem.shape)
+        else:
+            with torch.no_grad():
+                mu = getattr(problem.operator, self.init_from)(y)
+        mu = mu.repeat(len(streams.draws), *([1] * len(problem.shape)))
+        return Moments(0, mu, torch.zeros_like(mu), torch.zeros_like(mu), levels(self.grid, self.steps, prior)[0])
+
+    def step(self, problem: Problem, prior: Denoiser, state: Moments, streams: Streams) -> Moments:  # type: ignore[override]
+        mu, t, sigma = state.x, state.step + 1, levels(self.grid, self.steps, prior)[state.step]
+        with torch.no_grad():
+            eps = streams.normal(t, problem.shape, dtype=mu.dtype, device=mu.device)
+            g = self.gradient(problem, prior, mu, sigma, eps)
+            first = self.beta1 * state.first + (1.0 - self.beta1) * g
+            second = self.beta2 * state.second + (1.0 - self.beta2) * g.square()
+            root = (second / (1.0 - self.beta2**t)).sqrt() + 1e-8
+            mu = mu - self.lr / (1.0 - self.beta1**t) * first / root
+        return Moments(t, mu, first, second, sigma)
+
+    def gradient(self, problem: Problem, prior: Denoiser, mu: Tensor, sigma: float, eps: Tensor) -> Tensor:
+        """The objective's gradient with respect to mu for one draw of eps, (B, *shape)."""
+        predicted, back = pullback(problem.operator, mu)
+        residual = problem.y - predicted
+        force = self.lam * WEIGHTS[self.weight](sigma) * (mu - prior(mu + sigma * eps, mu.new_full((len(mu),), sigma))) / sigma
+        if self.scaling == "likelihood":
+            return force - back(residual / require_gaussian(problem, "REDDiff").square())
+        if self.scaling == "nvlabs":
+            return force / math.prod(problem.shape) - back(residual) / problem.operator.count_measured()
+        return force - 2.0 * back(residual)
+
+    def describe(self, state: Moments) -> dict[str, Any]:  # type: ignore[override]
+        return {"sigma": state.sigma}

@@ -1,0 +1,170 @@
+"""From draws to the row of a report: baselines, the exact posterior, the distance to the prior, files beside the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core import CapabilityError, Denoiser, LinearOperator, NumericalError, Problem, Samples
+from ..io.images import write_nifti
+from ..report import Estimate
+from ..report import Item as Row
+from .closed_form import Exact, exact_posterior
+from .data import Item
+from .distance import distance_from_prior
+
+if TYPE_CHECKING:
+    from .task import Task
+
+__all__ = ["Case", "evaluate", "volumes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An item, made into a problem.
+
+    Args:
+        item: what is reconstructed.
+        problem: in the domain of the image.
+        unknown: the same problem on the prior's grid.
+        to_image: from that grid to the image; None where they agree.
+        seed: of this item's noise and draws.
+    """
+
+    item: Item
+    problem: Problem
+    unknown: Problem
+    to_image: LinearOperator | None
+    seed: int
+
+    def image(self, x: Tensor) -> Tensor:
+        """Unknowns (B, *shape) as images."""
+        return x if self.to_image is None else self.to_image(x)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is reported of a case: the row of the report, further facts, further figures."""
+
+    row: Row
+    facts: Mapping[str, Any]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures: bool) -> Result:
+    """Compare draws (on the prior's grid) and baselines with the truth, as images in the task's view."""
+    item, problem = case.item, case.problem
+    view: Callable[[Tensor], Tensor] = torch.abs if task.view == "magnitude" else lambda x: x
+    estimates, failed = [], []
+    for baseline in task.baselines:
+        name = getattr(baseline, "name", type(baseline).__name__)
+        try:
+            x, facts = baseline(problem)
+        except (NumericalError, CapabilityError) as error:
+            # a baseline that does not apply to somebody's data must not cost them the draws
+            failed.append(f"{name} is left out: {error}")
+            continue
+        estimates.append(Estimate(method=name, image=view(x)[0], misfit=float(problem.chi2(x)), facts=facts))
+    exact = None
+    if task.exact:
+        try:
+            exact = exact_posterior(prior, case.unknown, len(draws), seed=case.seed)
+        except NumericalError as error:
+            failed.append(f"The exact posterior is left out: {error}")
+    if exact is not None:
+        mean = exact.mean[None]
+        samples = exact.samples.map(lambda x: view(case.image(x)))
+        image = samples.mean if task.view == "magnitude" else case.image(mean)[0]
+        estimates.append(Estimate(method="exact posterior", image=image, misfit=_misfit(case, mean), samples=samples))
+    against = {} if exact is None else exact.compare(draws)
+    seen = draws.map(lambda x: view(case.image(x)))
+    each = float(torch.stack([case.unknown.chi2(x[None])[0] for x in draws.x]).mean())
+    estimates.append(Estimate.of(seen, misfit=_misfit(case, draws.mean[None]), misfit_of_draws=each, **against))
+    distance, notes = _distance(case, prior, draws)
+    truth = None if item.truth is None else view(item.truth.to(problem.y.device))
+    row = Row(
+        name=item.name,
+        estimates=estimates,
+        truth=None if truth is None else truth.to(seen.x.dtype),
+        data_range=_data_range(task.data_range, truth),
+        window=None if task.window is None else (float(task.window[0]), float(task.window[1])),
+        notes=[*([item.facts["note"]] if "note" in item.facts else []), *_agreement(against), *notes, *failed],
+    )
+    facts = {**item.facts, "pixel_mm": item.pixel, "operator": _line(problem.operator), "noise": _line(problem.noise)}
+    drawn = _gaussian_figure(draws, exact, item.truth) if figures and exact is not None and exact.moments is not None else {}
+    return Result(row, facts | ({} if distance is None else {"distance_from_prior": distance}), drawn)
+
+
+def _agreement(against: Mapping[str, float]) -> list[str]:
+    if not against:
+        return []
+    largest = (
+        f", largest z {against['z_mean']:.1f} (mean) and {against['z_cov']:.1f} (covariance)" if "z_mean" in against else ""
+    )
+    return [
+        f"Against the exact posterior: the mean is off by {against['mean_error']:.2f} standard errors (1 expected), "
+        f"the spread is {against['std_ratio']:.3f} of the right one{largest}."
+    ]
+
+
+def _misfit(case: Case, x: Tensor) -> float:
+    return float(case.unknown.chi2(x))
+
+
+def _data_range(rule: float | str | None, truth: Tensor | None) -> float | None:
+    if truth is None or rule is None:
+        return None
+    value = {"max": float(truth.max()), "extent": float(truth.max() - truth.min())}[rule] if isinstance(rule, str) else rule
+    return value if value > 0 else None
+
+
+def _distance(case: Case, prior: Denoiser, draws: Samples) -> tuple[dict[str, Any] | None, list[str]]:
+    truth = case.item.truth
+    if truth is None:
+        images, of = draws.x[:4], "reconstruction"
+    else:
+        x = truth[None].to(draws.x.device, draws.x.dtype.to_complex() if truth.is_complex() else draws.x.dtype)
+        images, of = x if case.to_image is None else case.to_image.adjoint(x), "truth"
+    distance = distance_from_prior(prior, images, seed=case.seed)
+    if distance is None:
+        return None, []
+    distance = {"of": of, **distance}
+    return distance, [] if not distance["far"] else [
+        f"The {of} is far from the prior: it is denoised {distance['worst']:.1f} times worse than the prior's own images. "
+        "Trust neither the image nor its intervals without a prior that fits."
+    ]
+
+
+def _gaussian_figure(draws: Samples, exact: Exact, truth: Tensor | None) -> dict[str, Any]:
+    from ..plot import gaussian_figure
+
+    return {"Draws against the exact posterior": gaussian_figure(draws.x, exact.moments.mean, exact.moments.cov, truth=truth)}
+
+
+def volumes(items: Sequence[Item], rows: Sequence[Row]) -> dict[str, Callable[[Path], object]]:
+    """Writers of NIfTI files for the items that have an affine: the estimate, and its standard deviation where there is one."""
+    writers: dict[str, Callable[[Path], object]] = {}
+    for item, row in zip(items, rows, strict=True):
+        if item.affine is None:
+            continue
+        stem = "" if len(items) == 1 else f"_{item.name.replace(' ', '_')}"
+        last = row.estimates[-1]
+        images = {"reconstruction": last.image} | ({"std": last.samples.std} if last.has_spread else {})
+        for name, image in images.items():
+            writers[f"{name}{stem}.nii.gz"] = partial(_write_volume, image=image, affine=item.affine)
+    return writers
+
+
+def _write_volume(path: Path, *, image: Tensor, affine: Any) -> None:
+    write_nifti(path, image[0, :, :, None].detach().cpu().float().numpy(), affine)
+
+
+def _line(thing: object) -> str:
+    return " ".join(repr(thing).split())

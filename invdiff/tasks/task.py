@@ -1,0 +1,197 @@
+"""A task: a problem, a prior and a sampler that everybody can run again, with data and metrics.
+
+For each item: the operator is made to fit it, the measurement is simulated (or is the user's), the problem is brought to the
+prior's real grid, the sampler draws, and draws and baselines are compared with the truth in the domain of the image.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core import ConfigError, DataError, Denoiser, Noise, Operator, Problem, Sampler
+from ..report import Report
+from .data import Data, Item
+from .evaluate import Case, evaluate, volumes
+from .progress import discard, sample
+from .setups import Relative, synthesis
+
+__all__ = ["Task"]
+
+Baseline = Callable[[Problem], tuple[Tensor, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A named, reproducible experiment.
+
+    Args:
+        name: of the task.
+        data: where truths and measurements come from.
+        operator: item -> operator on the item's image, real or complex.
+        noise: of the measurement; `Relative` follows the signal.
+        baselines: problem -> (image, facts), with a name as the class has it.
+        view: how images are compared: "real", or the "magnitude" of complex ones.
+        units: of the image, for labels.
+        data_range: that PSNR and SSIM refer to: a number, or the truth's maximum ("max") or its extent ("extent"); None for
+            unknowns that are no images.
+        window: grey values shown as black and white; None chooses for each item.
+        exact: add the exact posterior where the prior and the problem have one in closed form.
+        draws: number of draws when the caller does not say.
+        notes: what a reader of a report has to know.
+    """
+
+    name: str
+    data: Data
+    operator: Callable[[Item], Operator]
+    noise: Noise | Relative
+    baselines: Sequence[Baseline] = ()
+    view: Literal["real", "magnitude"] = "real"
+    units: str = ""
+    data_range: float | Literal["max", "extent"] | None = "extent"
+    window: Sequence[float] | None = None
+    exact: bool = False
+    draws: int = 8
+    notes: Sequence[str] = ()
+
+    def problem(
+        self, item: Item, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Problem:
+        """The problem of an item in the domain of its image; simulated where the item has no measurement."""
+        operator = self.operator(item).to(device)
+        if item.y is None:
+            if item.truth is None:
+                raise DataError(f"{self.name}: {item.name} has neither a truth nor a measurement")
+            truth = _cast(item.truth, dtype, device)[None]
+            operator.check(truth, "x")
+            with torch.no_grad():
+                noise = (
+                    self.noise.of(operator(truth), operator, noisy=False) if isinstance(self.noise, Relative) else self.noise
+                )
+            return Problem.simulate(operator, noise.to(device), truth, seed)
+        y = _cast(item.y, dtype, device)[None]
+        operator.check(y, "y")
+        if operator.measured is not None:
+            y = y * operator.measured
+        noise = self.noise.of(y, operator, noisy=True) if isinstance(self.noise, Relative) else self.noise
+        return Problem(operator, noise.to(device), y)
+
+    def run(
+        self,
+        *,
+        prior: Denoiser | None,
+        sampler: Sampler,
+        n: int | None = None,
+        items: int = 1,
+        seed: int = 0,
+        out: str | Path | None = None,
+        batch: int | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: torch.device | str = "cpu",
+        resume: bool = True,
+        progress: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """Reconstruct some items, and measure.
+
+        Args:
+            prior: a denoiser whose grid holds the image; it is copied when another dtype or device is asked for.
+            sampler: what draws.
+            n: draws for each item; None for the task's own number.
+            items: number of items of the data.
+            seed: of the data, the noise and the draws.
+            out: folder of the report; None writes nothing. An interrupted run leaves only `out`/resume there.
+            batch: draws computed at once; None computes all.
+            dtype, device: of the problem, the prior and the draws.
+            resume: continue the interrupted run that is found in `out`; False discards it.
+            progress: show bars.
+            config: what the objects were built from, for the report.
+
+        Raises:
+            InvdiffError: what does not fit together, before anything is drawn.
+        """
+        n, dtype = self.draws if n is None else n, _dtype(dtype)
+        if items < 1:
+            raise ConfigError(f"{self.name}: expected items >= 1, got {items}")
+        if prior is None:
+            raise ConfigError(f"{self.name}: has no prior: choose one by prior=NAME")
+        folder = None if out is None else _folder(Path(out), resume)
+        prior = _on(prior, dtype, torch.device(device))
+        cases = [
+            self._case(item, prior, seed=_seed(seed, k), dtype=dtype, device=device)
+            for k, item in enumerate(self.data.items(items, seed, prior))
+        ]
+        results = []
+        for k, case in enumerate(cases):
+            draws = sample(folder, k, sampler, case.unknown, prior, n, seed=case.seed, batch=batch, progress=progress)
+            results.append(evaluate(self, case, prior, draws, figures=out is not None))
+        rows = [r.row for r in results]
+        report = Report(
+            task=self.name,
+            items=rows,
+            seed=seed,
+            config=config if config is not None else self._config(prior, sampler, n, items, seed),
+            units=self.units,
+            device=torch.device(device).type,
+            notes=self.notes,
+            facts={"data": {r.row.name: r.facts for r in results}},
+            figures={caption: figure for r in results for caption, figure in r.figures.items()},
+            extra=volumes([case.item for case in cases], rows),
+        )
+        if out is not None:
+            report.write(out)
+            discard(Path(out))
+        return report
+
+    def _case(self, item: Item, prior: Denoiser, *, seed: int, dtype: torch.dtype, device: torch.device | str) -> Case:
+        problem = self.problem(item, seed=seed, dtype=dtype, device=device)
+        to_image = synthesis(problem.operator, prior)
+        to_image = None if to_image is None else to_image.to(device)
+        unknown = problem if to_image is None else problem.through(to_image)
+        return Case(item=item, problem=problem, unknown=unknown, to_image=to_image, seed=seed)
+
+    def _config(self, prior: Denoiser, sampler: Sampler, n: int, items: int, seed: int) -> dict[str, Any]:
+        return {"task": repr(self), "prior": repr(prior), "sampler": repr(sampler), "n": n, "items": items, "seed": seed}
+
+
+def _seed(seed: int, index: int) -> int:
+    """A seed for each item; the first item's is the run's."""
+    return seed if index == 0 else zlib.crc32(f"{seed} {index}".encode())
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    known = {"float32": torch.float32, "float64": torch.float64}
+    dtype = known.get(name) if isinstance(name, str) else name
+    if dtype not in known.values():
+        raise ConfigError(f"expected dtype float32 or float64, got {name}")
+    return dtype
+
+
+def _cast(x: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    return x.to(device, dtype.to_complex() if x.is_complex() else dtype)
+
+
+def _on(prior: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
+    """The prior in the dtype and on the device of the run, a copy where it was not."""
+    tensors = [*prior.parameters(), *prior.buffers()]
+    if all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors):
+        return prior
+    return copy.deepcopy(prior).to(device=device, dtype=dtype)
+
+
+def _folder(out: Path, resume: bool) -> Path:
+    """Where the run keeps its progress; an error now rather than after hours when nothing could be written there."""
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DataError(f"out={out}: {there} is {'not writable' if there.is_dir() else 'a file, not a folder'}")
+    if not resume:
+        discard(out)
+    return out / "resume"
