@@ -215,6 +215,9 @@ def _parse(command: str, arguments: list[str]) -> tuple[list[str], list[str], st
         flags += [flag, value] if value else [flag]
     if command == "train":
         overrides = [re.sub(r"^prior=", "train=", o) for o in overrides]
+    else:
+        # what belongs to the task can be said without naming it: data.path=FILE
+        overrides = [re.sub(r"^(data|operator|noise)\.", r"task.\1.", o) for o in overrides]
     if {"-m", "--multirun"} & set(flags):
         overrides = [re.sub(r"^out=", "hydra.sweep.dir=", o) for o in overrides]
     return overrides, flags, folder, allow

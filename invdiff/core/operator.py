@@ -213,6 +213,10 @@ class LinearOperator(Operator):
         """A^H A x."""
         return self.adjoint(self(x))
 
+    def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The value at x and the pullback, which is the adjoint."""
+        return self(x), self.adjoint
+
     @property
     def H(self) -> LinearOperator:
         """The adjoint as an operator."""
@@ -248,7 +252,8 @@ def _tolerance(b: Tensor) -> float:
 
 def _require_convergence(operator: Operator, what: str, residual: Tensor, iterations: int, b: Tensor) -> None:
     worst = float(residual.max())
-    if not worst <= 10.0 * _tolerance(b):
+    # what is not finite came with b; who made b knows the place
+    if worst > 10.0 * _tolerance(b):
         raise NumericalError(
             f"{type(operator).__name__}.{what}: conjugate gradients stopped after {iterations} iterations at a relative "
             "residual of "

@@ -124,7 +124,7 @@ class Sampler:
         run = Progress.load(resume, fingerprint(self, problem, prior, n, batch, seed))
         start, meter = time.perf_counter() - run.seconds, _PeakMemory(problem.y.device)
         counter = Counter(*run.counts)
-        with counting(counter), _bar(progress, self, len(chunks)) as tick:
+        with torch.no_grad(), counting(counter), _bar(progress, self, len(chunks)) as tick:
             denoiser = self.condition(problem, Counted(prior, counter))
             tick(len(run.finished) * self.steps + (run.state or {}).get("step", 0))
             for chunk in chunks[len(run.finished) :]:

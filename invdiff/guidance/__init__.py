@@ -1,7 +1,7 @@
 """Guidance: a denoiser conditioned on a measurement, one paper per file."""
 
-from .guidance import Guidance, Jacobian, linearize, pullback, require_gaussian, require_scalar_gaussian
+from .guidance import Guidance, Jacobian, linearize, require_gaussian, require_scalar_gaussian
 from .mmps import MMPS
 from .pigdm import PiGDM
 
-__all__ = ["MMPS", "Guidance", "Jacobian", "PiGDM", "linearize", "pullback", "require_gaussian", "require_scalar_gaussian"]
+__all__ = ["MMPS", "Guidance", "Jacobian", "PiGDM", "linearize", "require_gaussian", "require_scalar_gaussian"]

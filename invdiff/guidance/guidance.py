@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, Denoiser, Gaussian, LinearOperator, Operator, Problem
+from ..core import CapabilityError, Denoiser, Gaussian, Problem
 
-__all__ = ["Guidance", "Jacobian", "linearize", "pullback", "require_gaussian", "require_scalar_gaussian"]
+__all__ = ["Guidance", "Jacobian", "linearize", "require_gaussian", "require_scalar_gaussian"]
 
 Jacobian = Callable[[Tensor], Tensor]
 
@@ -85,10 +85,3 @@ def linearize(prior: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Jacobi
         return torch.autograd.grad(denoised, leaf, v, retain_graph=True)[0]
 
     return denoised.detach(), transposed
-
-
-def pullback(operator: Operator, x: Tensor) -> tuple[Tensor, Jacobian]:
-    """A(x) and the product v -> J_A^H v; for a linear operator its adjoint, without a derivative."""
-    if isinstance(operator, LinearOperator):
-        return operator(x), operator.adjoint
-    return operator.vjp(x)

@@ -28,6 +28,7 @@ class Estimate:
         image: the estimate, (*shape), real, as it is compared with the truth (a magnitude where the truth is one).
         misfit: chi^2 per measured value (`Problem.chi2`); None where it was not computed.
         samples: the draws, (n, *shape), in the same view; None for a method without draws.
+        coverage: of the 90 % interval, where it is not that of `samples` against the truth of this view.
         facts: further numbers and words for the report: a regularisation strength, a z-score. The keys of the cost table
             (seconds, operator_calls, ...) are shown there.
     """
@@ -36,12 +37,13 @@ class Estimate:
     image: Tensor
     misfit: float | None = None
     samples: Samples | None = None
+    coverage: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, samples: Samples, *, misfit: float | None = None, method: str | None = None, **facts: object) -> Estimate:
+    def of(cls, samples: Samples, *, misfit: float | None = None, coverage: float | None = None, **facts: object) -> Estimate:
         """The mean of draws, with them; further keywords are facts."""
-        return cls(method=method or samples.sampler, image=samples.mean, misfit=misfit, samples=samples, facts=facts)
+        return cls(method=samples.sampler, image=samples.mean, misfit=misfit, samples=samples, coverage=coverage, facts=facts)
 
     @property
     def has_spread(self) -> bool:
@@ -103,6 +105,8 @@ class Item:
                 if x.ndim == 4 and min(x.shape[2:]) >= 11:
                     values["ssim"] = float(ssim(x, truth, self.data_range))
             if estimate.has_spread:
-                low, high = estimate.samples.interval(LEVEL)
-                values["coverage"] = float(coverage(low[None].cpu(), high[None].cpu(), truth))
+                values["coverage"] = estimate.coverage
+                if estimate.coverage is None:
+                    low, high = estimate.samples.interval(LEVEL)
+                    values["coverage"] = float(coverage(low[None].cpu(), high[None].cpu(), truth))
         return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}

@@ -18,7 +18,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..core import ConfigError, Denoiser, LinearOperator, Problem
-from ..guidance import pullback, require_scalar_gaussian
+from ..guidance import require_scalar_gaussian
 from .decoupled import Corrected, Decoupled
 
 __all__ = ["DiffPIR"]
@@ -54,6 +54,6 @@ class DiffPIR(Decoupled):
         if isinstance(operator, LinearOperator):
             x0 = denoised + operator.solve(operator.adjoint(problem.y - operator(denoised)), rho)
         else:
-            predicted, back = pullback(operator, denoised)
+            predicted, back = operator.vjp(denoised)
             x0 = denoised + back(problem.y - predicted) / rho
         return Corrected(x0, (x - x0) / sigma, sigma_next)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams, expand, norm
-from ..guidance import linearize, pullback, require_gaussian
+from ..guidance import linearize, require_gaussian
 from .guided import Level, levels, start
 from .integrators import ddim
 
@@ -67,7 +67,7 @@ class DPS(Sampler):
 
         denoised, transposed = linearize(prior, x, x.new_full((len(x),), sigma))
         with torch.no_grad():
-            predicted, back = pullback(problem.operator, denoised)
+            predicted, back = problem.operator.vjp(denoised)
             residual = problem.y - predicted
             length = norm(residual)
             unit = residual / expand(torch.where(length > 0, length, 1.0), residual)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
-from ..guidance import pullback, require_gaussian
+from ..guidance import require_gaussian
 from .guided import levels
 
 __all__ = ["WEIGHTS", "Moments", "REDDiff"]
@@ -127,7 +127,7 @@ class REDDiff(Sampler):
 
     def gradient(self, problem: Problem, prior: Denoiser, mu: Tensor, sigma: float, eps: Tensor) -> Tensor:
         """The objective's gradient with respect to mu for one draw of eps, (B, *shape)."""
-        predicted, back = pullback(problem.operator, mu)
+        predicted, back = problem.operator.vjp(mu)
         residual = problem.y - predicted
         force = self.lam * WEIGHTS[self.weight](sigma) * (mu - prior(mu + sigma * eps, mu.new_full((len(mu),), sigma))) / sigma
         if self.scaling == "likelihood":

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core import CapabilityError, Denoiser, LinearOperator, NumericalError, Problem, Samples
 from ..io.images import write_nifti
-from ..report import Estimate
+from ..metrics import coverage
+from ..report import LEVEL, Estimate
 from ..report import Item as Row
 from .closed_form import Exact, exact_posterior
 from .data import Item
@@ -71,6 +72,8 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
             # a baseline that does not apply to somebody's data must not cost them the draws
             failed.append(f"{name} is left out: {error}")
             continue
+        # filtered back-projection is not to be called an adjoint
+        name = facts.get("formula", name)
         estimates.append(Estimate(method=name, image=view(x)[0], misfit=float(problem.chi2(x)), facts=facts))
     exact = None
     if task.exact:
@@ -86,7 +89,10 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
     against = {} if exact is None else exact.compare(draws)
     seen = draws.map(lambda x: view(case.image(x)))
     each = float(torch.stack([case.unknown.chi2(x[None])[0] for x in draws.x]).mean())
-    estimates.append(Estimate.of(seen, misfit=_misfit(case, draws.mean[None]), misfit_of_draws=each, **against))
+    covered = _component_coverage(case, draws) if task.view == "magnitude" else None
+    estimates.append(
+        Estimate.of(seen, misfit=_misfit(case, draws.mean[None]), coverage=covered, misfit_of_draws=each, **against)
+    )
     distance, notes = _distance(case, prior, draws)
     truth = None if item.truth is None else view(item.truth.to(problem.y.device))
     row = Row(
@@ -112,6 +118,16 @@ def _agreement(against: Mapping[str, float]) -> list[str]:
         f"Against the exact posterior: the mean is off by {against['mean_error']:.2f} standard errors (1 expected), "
         f"the spread is {against['std_ratio']:.3f} of the right one{largest}."
     ]
+
+
+def _component_coverage(case: Case, draws: Samples) -> float | None:
+    """Coverage of real and imaginary parts: no interval of positive magnitudes holds the zero of an empty background."""
+    if case.item.truth is None or draws.kind != "posterior" or len(draws) < 2:
+        return None
+    parts = draws.map(lambda x: torch.view_as_real(case.image(x).resolve_conj()))
+    low, high = parts.interval(LEVEL)
+    truth = torch.view_as_real(case.item.truth.to(low.device, draws.x.dtype.to_complex()))
+    return float(coverage(low[None], high[None], truth[None]))
 
 
 def _misfit(case: Case, x: Tensor) -> float:

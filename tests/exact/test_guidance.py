@@ -5,23 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from invdiff.core import CapabilityError, Denoiser, Gaussian, LinearOperator, Poisson, Problem, Stack, ViewAsComplex
-from invdiff.guidance import MMPS, PiGDM, linearize, pullback
+from invdiff.core import CapabilityError, Denoiser, Gaussian, Matrix, Poisson, Problem, Stack, ViewAsComplex
+from invdiff.guidance import MMPS, PiGDM, linearize
 from invdiff.priors import GaussianPrior
 
 F64 = torch.float64
-
-
-class Matrix(LinearOperator):
-    def __init__(self, matrix, shape):
-        super().__init__(shape, (len(matrix),), in_complex=matrix.is_complex(), out_complex=matrix.is_complex())
-        self.register_buffer("matrix", matrix)
-
-    def forward(self, x):
-        return x.flatten(1) @ self.matrix.T
-
-    def adjoint(self, y):
-        return (y @ self.matrix.conj()).reshape(-1, *self.in_shape)
 
 
 class Linear(Denoiser):
@@ -166,9 +154,28 @@ def test_what_a_guidance_can_not_do_is_an_error():
         MMPS()(Frozen((8,)), problem)(randn(1, 8), torch.ones(1, dtype=F64))
 
 
-def test_pullback_of_a_linear_operator_is_its_adjoint():
-    _, problem, _ = problems()["complex"]
-    x, v = randn(2, 2, 2, 2), torch.complex(randn(2, 3, seed=1), randn(2, 3, seed=2))
-    value, back = pullback(problem.operator, x)
-    torch.testing.assert_close(value, problem.operator(x), rtol=0, atol=0)
-    torch.testing.assert_close(back(v), problem.operator.vjp(x)[1](v), rtol=0, atol=1e-12)
+def test_preconditioned_mmps_is_exact_in_one_step_for_a_white_prior():
+    """There the preconditioner is the inverse itself."""
+    matrix = torch.randn(4, 6, dtype=F64, generator=torch.Generator().manual_seed(0))
+    prior = GaussianPrior(torch.full((6,), 0.3, dtype=F64), torch.full((6,), 0.49, dtype=F64))
+    problem = Problem.simulate(Matrix(matrix), Gaussian(0.05), torch.ones(6, dtype=F64))
+    x, sigma = (
+        2.0 * torch.randn(3, 6, dtype=F64, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([0.05, 0.5, 5.0], dtype=F64),
+    )
+    exact = prior.posterior(problem)(x, sigma)
+    torch.testing.assert_close(MMPS(cg_steps=1, data_std=0.7)(prior, problem)(x, sigma), exact, rtol=0, atol=1e-8)
+    assert float((MMPS(cg_steps=1)(prior, problem)(x, sigma) - exact).abs().max()) > 1e-2
+
+
+def test_the_preconditioner_changes_the_speed_and_not_the_limit():
+    """An ill-conditioned operator: three preconditioned steps come nearer than five without, and enough steps are exact."""
+    operator = Matrix(torch.diag(torch.logspace(0, -2, 12, dtype=F64)))
+    a = torch.randn(12, 12, dtype=F64, generator=torch.Generator().manual_seed(2))
+    prior = GaussianPrior(torch.zeros(12, dtype=F64), torch.eye(12, dtype=F64) + 0.2 * a @ a.T / 12)
+    problem = Problem.simulate(operator, Gaussian(0.01), torch.ones(12, dtype=F64))
+    x, sigma = torch.randn(5, 12, dtype=F64, generator=torch.Generator().manual_seed(3)), torch.full((5,), 1.0, dtype=F64)
+    exact = prior.posterior(problem)(x, sigma)
+    error = {o: float((o(prior, problem)(x, sigma) - exact).norm()) for o in (MMPS(3, 1.0), MMPS(5), MMPS(12, 1.0))}
+    assert error[MMPS(3, 1.0)] < 0.3 * error[MMPS(5)]
+    assert error[MMPS(12, 1.0)] < 1e-8
