@@ -1,0 +1,365 @@
+"""The laboratory: samplers against posteriors that are known in closed form.
+
+Cases with a linear operator and Gaussian noise, so that the posterior of a Gaussian or a mixture prior is exact:
+
+    white      prior N(0, I_8), four measurements, singular values U(0, 1)           (three problems)
+    coloured   prior N(m, C_8) with correlated, unequal variances
+    complex    the same through a complex operator, unknown = (real parts, imaginary parts)
+    composed   the same for coefficients c of a synthesis x = B c
+    mixture    25 unit Gaussians on a grid of means, d = 8, one, two and four measurements
+
+For a Gaussian posterior N(m, C) and n draws with mean u and covariance S, every row holds
+
+    mean error          |u - m| / |m|
+    observed, null      mean variance ratio in the row space of A and in its complement (white only)
+    z mean, z cov       largest element-wise deviation in Monte Carlo standard errors
+    z spread            (tr(C^-1 S) / d - 1) / sqrt(2 / (n d)), which sees a variance that is wrong everywhere by a little
+    coverage            of fresh exact draws by the 90 % interval of the draws
+
+and `worst z`, the largest of the z-scores in any of the problems; for a mixture the sliced Wasserstein distance to exact draws,
+the floor (that between sets of exact draws), and the excess over it as a z-score. An `exact` sampler passes by z below 5,
+a `biased` one when its known bias is reproduced, a `wrong` one, planted, when it is rejected by more than 20.
+
+References: Cardoso, Janati, Le Corff, Moulines, Monte Carlo guided diffusion for Bayesian linear inverse problems, ICLR 2024,
+arXiv:2308.07983 (the mixture suite).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .core import Denoiser, Gaussian, Karras, Matrix, Problem, Sampler, Streams, ViewAsComplex
+from .guidance import MMPS, Guidance, PiGDM
+from .metrics import coverage, sliced_wasserstein, z_cov, z_mean
+from .priors import GaussianMixture, GaussianPrior
+from .samplers import DDNM, DPS, Ancestral, DiffPIR, Euler, Guided, Heun, REDDiff, Steered
+
+__all__ = ["Case", "Contender", "Doubled", "contenders", "distances", "moments", "row", "run", "table"]
+
+F64, PROBLEMS = torch.float64, 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem whose posterior is known.
+
+    Attributes:
+        prior, exact: the prior and the exact posterior, objects of the same kind.
+    """
+
+    name: str
+    problem: Problem
+    prior: GaussianPrior | GaussianMixture
+    exact: GaussianPrior | GaussianMixture
+
+    @classmethod
+    def of(cls, name: str, problem: Problem, prior: Any) -> Case:
+        return cls(name, problem, prior, prior.posterior(problem))
+
+
+def _normal(seed: int, *shape: int) -> Tensor:
+    return Streams(seed).normal(0, shape, "validation", F64)[0]
+
+
+def _measurement(seed: int, m: int, d: int) -> Tensor:
+    """A Gaussian (m, d) matrix with its singular values replaced by sorted U(0, 1) ones."""
+    u, _, vh = torch.linalg.svd(_normal(seed, m, d), full_matrices=False)
+    s = Streams(seed).uniform(0, (m,), "singular values", F64)[0].sort(descending=True).values
+    return (u * s) @ vh
+
+
+def _noise_level(seed: int, operator: Matrix) -> float:
+    share = float(Streams(seed).uniform(0, (1,), "noise level", F64))
+    return share * float(torch.linalg.matrix_norm(operator.matrix, 2))
+
+
+def white(seed: int = 0, d: int = 8, m: int = 4) -> Case:
+    """Prior N(0, I): the one on which PiGDM is exact. The noise level is U(0, 1) max a_i."""
+    prior = GaussianPrior(torch.zeros(d, dtype=F64), torch.ones(d, dtype=F64), sigma_max=1000.0)
+    operator = Matrix(_measurement(seed, m, d))
+    problem = Problem.simulate(operator, Gaussian(_noise_level(seed, operator)), _normal(seed + 100, d), seed)
+    return Case.of("white", problem, prior)
+
+
+def _coloured_prior(seed: int, d: int) -> GaussianPrior:
+    basis = torch.linalg.qr(_normal(seed, d, d)).Q
+    variances = torch.logspace(-1.5, 0.5, d, dtype=F64)
+    return GaussianPrior(_normal(seed + 1, d), (basis * variances) @ basis.T, sigma_max=1000.0)
+
+
+def coloured(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
+    """Prior N(m, C) with standard deviations from 0.18 to 1.8."""
+    prior = _coloured_prior(seed, d)
+    problem = Problem.simulate(Matrix(_measurement(seed, m, d)), Gaussian(sigma), prior.sample(Streams(seed)), seed)
+    return Case.of("coloured", problem, prior)
+
+
+def complex_valued(seed: int = 0, d: int = 8, m: int = 2, sigma: float = 0.1) -> Case:
+    """A complex measurement of d / 2 complex unknowns."""
+    prior = _coloured_prior(seed, d)
+    matrix = torch.complex(_measurement(seed, m, d // 2), _measurement(seed + 1, m, d // 2))
+    operator = Matrix(matrix) @ ViewAsComplex((d // 2,))
+    return Case.of("complex", Problem.simulate(operator, Gaussian(sigma), prior.sample(Streams(seed)), seed), prior)
+
+
+def composed(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
+    """Coefficients of a synthesis that is neither square nor orthogonal."""
+    prior = _coloured_prior(seed, d)
+    synthesis = Matrix(_normal(seed + 2, 2 * d, d) / d**0.5)
+    x = synthesis(prior.sample(Streams(seed)))
+    problem = Problem.simulate(Matrix(_measurement(seed, m, 2 * d)), Gaussian(sigma), x, seed)
+    return Case.of("composed", problem.through(synthesis), prior)
+
+
+def mixture(seed: int = 0, d: int = 8, m: int = 1) -> Case:
+    """The mixture suite of MCGdiff: means (8 i, 8 j, 8 i, ...), i, j = -2 .. 2, random weights, noise U(0, 1) max a_i."""
+    grid = 8.0 * torch.cartesian_prod(*[torch.arange(-2.0, 3.0, dtype=F64)] * 2)
+    prior = GaussianMixture(_normal(seed, 25).square(), grid.repeat(1, d // 2), sigma_max=1e4)
+    operator = Matrix(_measurement(seed, m, d))
+    problem = Problem.simulate(operator, Gaussian(_noise_level(seed, operator)), prior.sample(Streams(seed + 7)), seed)
+    return Case.of(f"mixture dy={m}", problem, prior)
+
+
+@dataclass(frozen=True)
+class Doubled(Guidance):
+    """A planted fault: twice the correction of another guidance.
+
+    Args:
+        guidance: the right one.
+    """
+
+    guidance: Guidance = MMPS(cg_steps=8)  # noqa: RUF009  # frozen
+
+    def __call__(self, prior: Denoiser, problem: Problem) -> Denoiser:
+        return _Doubled(prior, self.guidance(prior, problem))
+
+
+class _Doubled(Denoiser):
+    def __init__(self, prior: Denoiser, guided: Denoiser) -> None:
+        super().__init__(prior.shape, prior.sigma_min, prior.sigma_max)
+        self.prior, self.guided = prior, guided
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return 2.0 * self.guided(x, sigma) - self.prior(x, sigma)
+
+
+def moments(draws: Tensor, case: Case) -> dict[str, float]:
+    """The statistics of a row for a Gaussian posterior; draws (n, *shape)."""
+    exact, n = case.exact, len(draws)
+    flat, mean = draws.flatten(1), exact.mean.reshape(-1)
+    size = mean.numel()
+    whitened = exact._rotate(flat - mean) / exact.variances.sqrt()
+    ordered = draws.sort(0).values
+    low, high = ordered[round(0.05 * n)], ordered[round(0.95 * n) - 1]
+    fresh = exact.sample(Streams(10**6, n))
+    covered = coverage(low.expand_as(fresh), high.expand_as(fresh), fresh).mean()
+    row = {
+        "mean_error": float((flat.mean(0) - mean).norm() / mean.norm()),
+        "z_mean": z_mean(draws, exact),
+        "z_cov": z_cov(draws, exact),
+        "z_spread": float(whitened.var(0).mean() - 1.0) / math.sqrt(2.0 / (n * size)),
+        "coverage": float(covered),
+    }
+    if case.name == "white":
+        vh = torch.linalg.svd(case.problem.operator.matrix).Vh
+        ratio = (vh @ flat.T.cov() @ vh.T).diagonal() / (vh @ exact.cov @ vh.T).diagonal()
+        m = case.problem.operator.out_shape[0]
+        row |= {"observed": float(ratio[:m].mean()), "null": float(ratio[m:].mean())}
+    return row
+
+
+MAKERS: dict[str, Callable[[int], Case]] = {
+    "white": white,
+    "coloured": coloured,
+    "complex": complex_valued,
+    "composed": composed,
+    **{f"mixture dy={m}": partial(mixture, m=m) for m in (1, 2, 4)},
+}
+GAUSSIAN, MIXTURES = tuple(MAKERS)[:4], tuple(MAKERS)[4:]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A sampler, what is claimed of it, and where.
+
+    Attributes:
+        claim: "exact", "biased" or "wrong".
+        cases: names in `MAKERS`.
+        known: of a biased one, (lowest, highest) by name of a statistic: what 4,000 and 1,000 draws gave, with room for their
+        spread. exact_prior: step with the closed-form posterior's own denoiser instead of the prior's.
+    """
+
+    name: str
+    sampler: Sampler
+    claim: str
+    cases: tuple[str, ...]
+    known: dict[str, tuple[float, float]] = field(default_factory=dict)
+    exact_prior: bool = False
+
+
+def _about(mean_error: float | None, observed: float, null: float) -> dict[str, tuple[float, float]]:
+    """Intervals around known values: 7 % of a variance ratio is five standard errors of 12 directions and 1,000 draws."""
+    ratios = {"observed": observed, "null": null}
+    known = {key: (0.93 * v - 0.01, 1.07 * v + 0.01) for key, v in ratios.items()}
+    return known if mean_error is None else known | {"mean_error": (0.93 * mean_error - 0.05, 1.07 * mean_error + 0.05)}
+
+
+# on `white`: the ancestral rule loses variance in proportion to its step; the others as their equations say (tests/exact)
+KNOWN_STEPS = {
+    50: _about(None, 0.80, 0.82),
+    100: _about(None, 0.897, 0.896),
+    200: _about(None, 0.944, 0.943),
+    400: _about(None, 0.972, 0.971),
+}
+DEVIATES = {"ratio": (1.2, math.inf)}
+KNOWN = {
+    "dps": _about(1.85, 0.363, 0.971),
+    "ddnm+": _about(3.293, 0.0, 0.067),
+    "diffpir": _about(0.05, 0.478, 0.482),
+    "steered": _about(3.423, 0.0, 0.943),
+    "reddiff": _about(1.929, 0.009, 0.139),
+}
+
+
+def contenders() -> list[Contender]:
+    """Every sampler of the package, with its claim."""
+    fine, edm = Karras(sigma_max=300.0, sigma_min=0.005), Karras(sigma_max=100.0, sigma_min=0.02)
+    mmps, pigdm, far = MMPS(cg_steps=8), PiGDM(), Karras(sigma_max=3000.0, sigma_min=0.02)
+    heun = {"integrator": Heun(), "grid": fine, "steps": 60}
+    rows = [
+        Contender("mmps, heun", Guided(guidance=mmps, **heun), "exact", GAUSSIAN),
+        Contender("pigdm, heun", Guided(guidance=pigdm, **heun), "exact", ("white",)),
+        Contender("mmps doubled", Guided(guidance=Doubled(), **heun), "wrong", ("white", "coloured")),
+    ]
+    # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the
+    # integrator is deterministic; the ancestral one forgets its start, and wants its steps at lower levels
+    near = replace(far, sigma_max=300.0)
+    for integrator, grid, steps in ((Heun(), far, 80), (Euler(), far, 300), (Ancestral(), near, 300)):
+        name = f"exact denoiser, {type(integrator).__name__.lower()}"
+        sampler = Guided(integrator=integrator, grid=grid, steps=steps)
+        rows.append(Contender(name, sampler, "exact", MIXTURES, exact_prior=True))
+    for steps, known in KNOWN_STEPS.items():
+        sampler = Guided(guidance=mmps, integrator=Ancestral(), grid=edm, steps=steps)
+        rows.append(Contender(f"mmps, ancestral, {steps} steps", sampler, "biased", ("white",), known))
+    biased: dict[str, Sampler] = {
+        "pigdm, heun": Guided(guidance=pigdm, **heun),
+        "dps": DPS(zeta=1.0, grid=edm, steps=400),
+        "ddnm+": DDNM(grid=edm, steps=200),
+        "diffpir": DiffPIR(lam=1.0, zeta=1.0, grid=edm, steps=200),
+        "steered": Steered(grid=edm, steps=200),
+        "reddiff": REDDiff(grid=edm, steps=1000),
+    }
+    rows += [Contender(name, sampler, "biased", ("white",), KNOWN[name]) for name, sampler in biased.items() if name in KNOWN]
+    rows.append(
+        Contender(
+            "mmps, heun",
+            Guided(guidance=mmps, integrator=Heun(), grid=far, steps=60),
+            "biased",
+            MIXTURES,
+            DEVIATES,
+        )
+    )
+    for name, sampler in biased.items():
+        wide = replace(sampler, grid=far)
+        rows.append(Contender(name, wide, "biased", MIXTURES, DEVIATES))
+    return rows
+
+
+def run(quick: bool = False, progress: bool = False) -> list[dict[str, Any]]:
+    """All rows of the table: sampler, case, claim, statistics, cost and `ok`; quick takes 1,000 draws instead of 4,000."""
+    work = [(c, name) for c in contenders() for name in c.cases]
+    if progress:
+        from tqdm import tqdm
+
+        work = tqdm(work, desc="validate", unit="row", leave=False)
+    return [row(contender, name, 1000 if quick else 4000) for contender, name in work]
+
+
+def row(contender: Contender, name: str, n: int) -> dict[str, Any]:
+    """One row of the table: the mean of the statistics over the problems of a case, the worst z-score of any, and `ok`."""
+    # a bias on the mixtures is many floors: fewer draws show it
+    n = n // 4 if contender.claim == "biased" and name in MIXTURES else n
+    parts = [_statistics(contender, MAKERS[name](seed), n) for seed in range(PROBLEMS)]
+    mean = {key: sum(p[key] for p in parts) / len(parts) for key in parts[0]}
+    worst = max(max((abs(p[z]) for z in ("z_mean", "z_cov", "z_spread", "z_distance") if z in p), default=0.0) for p in parts)
+    if contender.claim == "exact":
+        ok = worst < 5.0
+    elif contender.claim == "wrong":
+        ok = worst > 20.0
+    else:
+        ok = all(low <= mean[key] <= high for key, (low, high) in contender.known.items())
+    return {"sampler": contender.name, "case": name, "claim": contender.claim, "draws": n, **mean, "worst_z": worst, "ok": ok}
+
+
+def _statistics(contender: Contender, case: Case, n: int) -> dict[str, float]:
+    start = time.perf_counter()
+    result = contender.sampler(case.problem, case.exact if contender.exact_prior else case.prior, n, seed=1)
+    seconds = time.perf_counter() - start
+    statistics = moments(result.x, case) if isinstance(case.exact, GaussianPrior) else distances(result.x, case)
+    return {**statistics, "network_calls": result.network_calls, "network_vjps": result.network_vjps, "seconds": seconds}
+
+
+def distances(draws: Tensor, case: Case) -> dict[str, float]:
+    """Sliced Wasserstein distance (order 1) to exact draws, its floor, and the excess over it.
+
+    Eight sets of exact draws: the mean distance between two is the floor, and `z_distance` is the excess of the sampler's mean
+    distance to the eight over it, in standard deviations of one set's mean distance to the others.
+    """
+    exact = [case.exact.sample(Streams(10**6 + k, len(draws))) for k in range(8)]
+    pairs = torch.zeros(8, 8)
+    for i, j in combinations(range(8), 2):
+        pairs[i, j] = pairs[j, i] = sliced_wasserstein(exact[i], exact[j], order=1, directions=64)
+    own = pairs.sum(1) / 7.0
+    distance = sum(sliced_wasserstein(draws, e, order=1, directions=64) for e in exact) / 8.0
+    floor = float(own.mean())
+    excess = (distance - floor) / float(own.std())
+    return {"distance": distance, "floor": floor, "ratio": distance / floor, "z_distance": excess}
+
+
+COLUMNS = {
+    "mean_error": "mean error",
+    "observed": "observed",
+    "null": "null",
+    "coverage": "coverage",
+    "worst_z": "worst z",
+    "distance": "distance",
+    "floor": "floor",
+    "network_calls": "calls",
+    "network_vjps": "vjps",
+    "seconds": "seconds",
+}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a Markdown table that also reads as text."""
+    head = ["sampler", "case", "claim", *COLUMNS.values(), "verdict"]
+    lines = [
+        [r["sampler"], r["case"], r["claim"], *(_number(r.get(k), k) for k in COLUMNS), "ok" if r["ok"] else "FAILED"]
+        for r in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    bars = ["-" * w for w in widths]
+    return "\n".join(
+        "| " + " | ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)) + " |" for line in [head, bars, *lines]
+    )
+
+
+def _number(value: float | None, key: str) -> str:
+    if value is None:
+        return ""
+    return (
+        f"{value:.0f}"
+        if key in ("network_calls", "network_vjps")
+        else f"{value:.1f}"
+        if key in ("worst_z", "seconds")
+        else f"{value:.2f}"
+    )

@@ -1,0 +1,39 @@
+"""The table of `invdiff validate`, row by row: exact samplers pass, planted faults fail, known biases are reproduced."""
+
+import pytest
+
+from invdiff import validation
+from invdiff.validation import MIXTURES, contenders
+
+
+def is_slow(contender, case):
+    """The biased ones on mixtures, and all but one mixture for integrators of many steps."""
+    return case in MIXTURES and (contender.claim == "biased" or (contender.sampler.steps > 100 and case != MIXTURES[0]))
+
+
+ROWS = [
+    pytest.param(c, case, id=f"{c.name} on {case}, {c.claim}", marks=[pytest.mark.slow] if is_slow(c, case) else [])
+    for c in contenders()
+    for case in c.cases
+]
+
+
+@pytest.mark.parametrize(("contender", "case"), ROWS)
+def test_a_row_is_what_it_claims(contender, case):
+    row = validation.row(contender, case, 1000)
+    assert row["ok"], row
+
+
+def test_every_sampler_of_the_package_has_a_row():
+    from invdiff.catalogue import make, names
+
+    def kind(sampler):
+        guidance = getattr(sampler, "guidance", None)
+        return type(sampler).__name__ if guidance is None else type(guidance).__name__
+
+    assert {kind(make("sampler", name)) for name in names("sampler")} <= {kind(c.sampler) for c in contenders()}
+
+
+def test_the_table_has_a_line_for_each_row():
+    rows = [validation.row(contenders()[1], "white", 50)]
+    assert validation.table(rows).count("\n") == 2
