@@ -274,10 +274,10 @@ class Unmeasured(LinearOperator):
         return self.adjoint(y)
 
 
-def dense(operator: LinearOperator, dtype: torch.dtype = torch.float64) -> Tensor:
+def dense(operator: LinearOperator, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:
     """The real matrix of a small linear operator on flattened tensors; complex spaces as (real parts, imaginary parts)."""
     size = prod(operator.in_shape)
-    basis = torch.eye(size * (2 if operator.in_complex else 1), dtype=dtype)
+    basis = torch.eye(size * (2 if operator.in_complex else 1), dtype=dtype, device=device)
     if operator.in_complex:
         basis = torch.complex(basis[:, :size], basis[:, size:])
     with torch.no_grad():

@@ -108,7 +108,7 @@ class GaussianPrior(Denoiser):
     def posterior(self, problem: Problem) -> GaussianPrior:
         """The exact posterior of a linear problem with Gaussian noise."""
         operator, sigma = linear_gaussian(problem, "GaussianPrior.posterior")
-        matrix = dense(operator, self.mean.dtype)
+        matrix = dense(operator, self.mean.dtype, self.mean.device)
         variance = flatten_real(sigma.to(self.mean.dtype).expand(1, *operator.out_shape), operator.out_complex)[0] ** 2
         ca = self.cov @ matrix.T
         gain = torch.linalg.solve(matrix @ ca + torch.diag(variance), ca.T).T

@@ -88,7 +88,7 @@ class GaussianMixture(Denoiser):
     def posterior(self, problem: Problem) -> GaussianMixture:
         """The exact posterior of a linear problem with Gaussian noise, a mixture with as many components."""
         operator, sigma = linear_gaussian(problem, "GaussianMixture.posterior")
-        matrix = dense(operator, self.means.dtype)
+        matrix = dense(operator, self.means.dtype, self.means.device)
         variance = flatten_real(sigma.to(self.means.dtype).expand(1, *operator.out_shape), operator.out_complex)[0] ** 2
         covs = torch.einsum("knm,km,kpm->knp", self.bases, self.variances, self.bases)
         ca = covs @ matrix.T

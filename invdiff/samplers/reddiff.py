@@ -62,7 +62,8 @@ class REDDiff(Sampler):
         lam: weight of the prior.
         weight: w(sigma), one of `WEIGHTS`; "linear" is the paper's 1/SNR.
         scaling: of the two terms, see above.
-        init: mu at the start: "pinv" A^+ y, "adjoint" A^T y, or "zeros".
+        init_from: mu at the start: "pinv" A^+ y, as in the paper; "ridge" (A^T A + sigma_y^2)^-1 A^T y, the same where the noise is
+            small, for operators whose pseudoinverse amplifies it; "adjoint" A^T y; or "zeros".
         lr, beta1, beta2: Adam's.
         grid: noise levels between the prior's limits.
         steps: number of levels.
@@ -76,7 +77,7 @@ class REDDiff(Sampler):
     lam: float = 0.25
     weight: str = "linear"
     scaling: Literal["likelihood", "nvlabs", "inversebench"] = "likelihood"
-    init_from: Literal["pinv", "adjoint", "zeros"] = "pinv"
+    init_from: Literal["pinv", "ridge", "adjoint", "zeros"] = "pinv"
     lr: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99
@@ -86,7 +87,7 @@ class REDDiff(Sampler):
         options = {
             "weight": tuple(WEIGHTS),
             "scaling": ("likelihood", "nvlabs", "inversebench"),
-            "init_from": ("pinv", "adjoint", "zeros"),
+            "init_from": ("pinv", "ridge", "adjoint", "zeros"),
         }
         for key, allowed in options.items():
             if getattr(self, key) not in allowed:
@@ -96,7 +97,7 @@ class REDDiff(Sampler):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        start = {"pinv": {"adjoint", "solve"}, "adjoint": {"adjoint"}, "zeros": set[str]()}[self.init_from]
+        start = {"adjoint": {"adjoint"}, "zeros": set[str]()}.get(self.init_from, {"adjoint", "solve"})
         return frozenset({"vjp"} | start)
 
     def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
@@ -105,12 +106,14 @@ class REDDiff(Sampler):
         return prior
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Moments:
-        y = problem.y
-        if self.init_from == "zeros":
-            mu = y.real.new_zeros(1, *problem.shape)
-        else:
-            with torch.no_grad():
-                mu = getattr(problem.operator, self.init_from)(y)
+        y, operator = problem.y, problem.operator
+        with torch.no_grad():
+            if self.init_from == "zeros":
+                mu = y.real.new_zeros(1, *problem.shape)
+            elif self.init_from == "ridge":
+                mu = operator.solve(operator.adjoint(y), require_gaussian(problem, "REDDiff").square().mean())
+            else:
+                mu = getattr(operator, self.init_from)(y)
         mu = mu.repeat(len(streams.draws), *([1] * len(problem.shape)))
         return Moments(0, mu, torch.zeros_like(mu), torch.zeros_like(mu), levels(self.grid, self.steps, prior)[0])
 
