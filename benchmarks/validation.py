@@ -13,28 +13,32 @@ from pathlib import Path
 
 TEXT = """# Which samplers sample the posterior
 
-Made by `python benchmarks/validation.py`; `invdiff validate` prints the same table for your machine. {draws} draws a row
-({biased} where a bias on a mixture is shown), means over three problems, torch {torch}, Python {python}.
+Made by `python benchmarks/validation.py`; `invdiff validate` prints the same table for your machine. {draws} draws a
+row ({biased} where a bias on a mixture is shown), means over three problems, torch {torch}, Python {python}.
 
-The posterior of a Gaussian or Gaussian-mixture prior under a linear operator with Gaussian noise is known in closed form. A row
-that claims to be `exact` passes when its mean, its covariance and its overall spread agree with the known ones to five standard
-errors (`worst z`), or, on a mixture, when its sliced Wasserstein distance to exact draws exceeds the distance between two sets of
-exact draws (`floor`) by less than five standard deviations. A `biased` row passes when the bias that the method is known for is
-reproduced. A `wrong` row is a planted fault (the correction of MMPS doubled) and passes when it is rejected.
+The posterior of a Gaussian or Gaussian-mixture prior under a linear operator with Gaussian noise is known in closed
+form. A row that claims to be `exact` passes when its mean, its covariance and its overall spread agree with the known
+ones to five standard errors (`worst z`), or, on a mixture, when its sliced Wasserstein distance to exact draws exceeds
+the distance between two sets of exact draws (`floor`) by less than five standard deviations. A `biased` row passes when
+the bias that the method is known for is reproduced. A `wrong` row is a planted fault (the correction of MMPS doubled)
+and passes when it is rejected.
 
 {table}
 
 How to read it
 
-- **MMPS** is exact for every Gaussian prior: white, coloured, through a complex operator, through a synthesis. **PiGDM** is exact
-  for the white one, whose standard deviation it is told. On mixtures neither is: they replace p(x0 | x) by one Gaussian. The exact
-  posterior's own denoiser in the same integrators is exact there, so that what remains is the guidance and not the integrator.
-- **Ancestral steps** lose variance in proportion to the step: compare 50, 100, 200, 400 steps. Heun's rule is of second order.
-- **DPS, DDNM, DiffPIR, Steered Diffusion, RED-Diff** return points: their spread is not that of the posterior (`observed`, `null`:
-  variance over the true one in the row space of A and in its complement), and the package refuses to give intervals for them. The
-  values follow from their equations (`tests/exact/test_linear_gaussian.py` derives them); published ones for DiffPIR (0.48, 0.48),
-  for the null space of DPS (0.97) and for the loss of 200 ancestral steps agree. DDNM+ is the form without a singular value
-  decomposition, which adds no noise below sigma_y, so that its null space collapses.
+- **MMPS** is exact for every Gaussian prior: white, coloured, through a complex operator, through a synthesis.
+  **PiGDM** is exact for the white one, whose standard deviation it is told. On mixtures neither is: they replace p(x0 |
+  x) by one Gaussian. The exact posterior's own denoiser in the same integrators is exact there, so that what remains is
+  the guidance and not the integrator.
+- **Ancestral steps** lose variance in proportion to the step: compare 50, 100, 200, 400 steps. Heun's rule is of second
+  order.
+- **DPS, DDNM, DiffPIR, Steered Diffusion, RED-Diff** return points: their spread is not that of the posterior
+  (`observed`, `null`: variance over the true one in the row space of A and in its complement), and the package refuses
+  to give intervals for them. The values follow from their equations (`tests/exact/test_linear_gaussian.py` derives
+  them); published ones for DiffPIR (0.48, 0.48), for the null space of DPS (0.97) and for the loss of 200 ancestral
+  steps agree. DDNM+ is the form without a singular value decomposition, which adds no noise below sigma_y, so that its
+  null space collapses.
 """
 
 

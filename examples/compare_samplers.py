@@ -2,8 +2,9 @@
 
     python examples/compare_samplers.py [--size 64] [--views 16] [--draws 4]
 
-Point estimates have no coverage. DDNM and Steered Diffusion are left out: they impose A^+ y, and the pseudoinverse of a sparse-view
-geometry amplifies the noise a hundredfold; they are for masks, compressed sensing, MRI. The numbers are for one phantom; `docs/validation.md` says which sampler to trust.
+Point estimates have no coverage. DDNM and Steered Diffusion are left out: they impose A^+ y, and the pseudoinverse of a
+sparse-view geometry amplifies the noise a hundredfold; they are for masks, compressed sensing, MRI. The numbers are for one
+phantom; `docs/validation.md` says which sampler to trust.
 """
 
 import argparse

@@ -37,9 +37,9 @@ exact_mean, exact_draws = prior.posterior_draws(problem, 4000, seed=1)
 
 error = (draws.mean - exact_mean).square().mean().sqrt()
 expected = exact_draws.std(0).square().mean().sqrt() / 64**0.5
-print(
-    f"adjoint gap            {abs(float(invdiff.core.dot(operator(truth), problem.y) - invdiff.core.dot(truth, operator.adjoint(problem.y)))):.1e}"
-)
+x, y = invdiff.Streams(0).normal(0, (1, 32, 32), dtype=torch.float64), invdiff.Streams(1).normal(0, (96,), dtype=torch.float64)
+gap = abs(float(invdiff.core.dot(operator(x), y) - invdiff.core.dot(x, operator.adjoint(y))))
+print(f"adjoint gap            {gap / float(operator(x).norm() * y.norm()):.1e} of |A x| |y|")
 print(f"mean of 64 draws       rms distance {error:.3f} to the exact mean; {expected:.3f} expected of 64 exact draws")
 print(f"standard deviation     {draws.std.mean():.3f}; exact {exact_draws.std(0).mean():.3f}")
 print(f"network calls per draw {draws.network_calls:.0f}, vector-Jacobian products {draws.network_vjps:.0f}")

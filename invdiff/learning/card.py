@@ -2,12 +2,13 @@
 
     rms(sigma) = sqrt(mean |D(x0 + sigma n, sigma) - x0|^2)      over held-out images and pixels
 
-beside the error of the best linear shift-invariant denoiser of the same images (the Wiener filter for their own power spectrum P),
+beside the error of the best linear shift-invariant denoiser of the same images (the Wiener filter for their own power
+spectrum P),
 
     wiener(sigma)^2 = mean_k P(k) sigma^2 / (P(k) + sigma^2),
 
-which a network that has learnt no more than second moments can't beat. `spread` is the standard deviation of the rms between images: what is
-normal, for the question how far another image is from the prior.
+which a network that has learnt no more than second moments can't beat. `spread` is the standard deviation of the rms between
+images: what is normal, for the question how far another image is from the prior.
 """
 
 from __future__ import annotations
@@ -35,15 +36,12 @@ def error_table(denoiser: EDMDenoiser, images: Tensor, *, seed: int = 0) -> dict
     spectrum = torch.fft.fft2(deviation.double(), norm="ortho").abs().square().mean(0)
     wiener = [float((spectrum * s**2 / (spectrum + s**2)).mean().sqrt()) for s in sigmas]
     columns = {"rms": each.square().mean(0).sqrt(), "spread": each.std(0)}
-    return {
-        "sigma": sigmas,
-        **{k: [round(v, 6) for v in c.tolist()] for k, c in columns.items()},
-        "wiener": [round(w, 6) for w in wiener],
-    }
+    columns |= {"sigma": torch.tensor(sigmas), "wiener": torch.tensor(wiener)}
+    return {key: [round(v, 6) for v in column.tolist()] for key, column in columns.items()}
 
 
 def describe(denoiser: EDMDenoiser, held_out: Callable[[int], Tensor], count: int, facts: Mapping[str, str]) -> EDMDenoiser:
-    """Add to the denoiser's facts the error on images 0, ..., count - 1 of a held-out source, and what the recipe says in words."""
+    """Add to the facts the error on images 0, ..., count - 1 of a held-out source, and what the recipe says in words."""
     images = torch.stack([held_out(k) for k in range(count)])
     denoiser.facts = {**denoiser.facts, **facts, "denoising_error": {**error_table(denoiser, images), "images": count}}
     return denoiser
@@ -57,13 +55,14 @@ def write_card(denoiser: EDMDenoiser, name: str, path: str | Path) -> None:
     lines = [f"# {name}", "", facts.get("about", ""), ""]
     lines += [f"- **{key}**: {facts[key]}" for key in ("data", "held out", "licence", "limits") if key in facts]
     lines += [
-        f"- **network**: {parameters / 1e6:.2f} M parameters, `{denoiser.net.architecture}`, sigma_data {denoiser.sigma_data:g}, "
-        f"noise levels {denoiser.sigma_min:g} to {denoiser.sigma_max:g}",
+        f"- **network**: {parameters / 1e6:.2f} M parameters, `{denoiser.net.architecture}`, "
+        f"sigma_data {denoiser.sigma_data:g}, noise levels {denoiser.sigma_min:g} to {denoiser.sigma_max:g}",
         f"- **training**: {facts['step']} steps, `{facts['training']}`",
         *([f"- **cost**: {facts['cost']}"] if "cost" in facts else []),
         f"- **reproduce**: `invdiff train prior={name}`",
         "",
-        f"Denoising error on {errors['images']} held-out images (root mean square, data units), and that of the Wiener filter for their own power spectrum:",
+        f"Denoising error on {errors['images']} held-out images (root mean square, data units), and that of the Wiener filter "
+        "for their own power spectrum:",
         "",
         "| sigma | network | spread between images | Wiener | network / Wiener |",
         "|---|---|---|---|---|",

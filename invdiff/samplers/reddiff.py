@@ -62,7 +62,7 @@ class REDDiff(Sampler):
         lam: weight of the prior.
         weight: w(sigma), one of `WEIGHTS`; "linear" is the paper's 1/SNR.
         scaling: of the two terms, see above.
-        init_from: mu at the start: "pinv" A^+ y, as in the paper; "ridge" (A^T A + sigma_y^2)^-1 A^T y, the same where the noise is
+        init_from: mu at the start: "pinv" A^+ y, as in the paper; "ridge" (A^T A + sigma_y^2)^-1 A^T y, the same where noise is
             small, for operators whose pseudoinverse amplifies it; "adjoint" A^T y; or "zeros".
         lr, beta1, beta2: Adam's.
         grid: noise levels between the prior's limits.
