@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from .configs import choices, names, read
-from .core.build import build, resolve
+from .core import Denoiser, Operator, Sampler
+from .core.build import build, check, resolve
 from .core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from .core import Denoiser, Operator, Sampler
     from .report import Report
     from .tasks import Task
 
@@ -190,12 +190,22 @@ class Run:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        try:
-            kind = torch.device(self.device).type
-        except RuntimeError:
-            raise ConfigError(f"Run: expected device to be cpu, cuda, cuda:1, mps ..., got {self.device!r}") from None
-        if kind != "cpu" and not getattr(torch, kind).is_available():
-            raise ConfigError(f"Run: torch finds no device {self.device!r} on this machine: use device=cpu")
+        if self.out == "":
+            raise ConfigError("Run: expected out to be the name of a folder, got an empty one")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"Run: expected 0 <= seed < 2^63, got {self.seed}")
+        require_device(self.device, "Run")
+
+
+def require_device(name: str, who: str) -> None:
+    """Raise a ConfigError if torch does not know the device, or does not find it on this machine."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ConfigError(f"{who}: expected device to be cpu, cuda, cuda:1, mps ..., got {name!r}") from None
+    module = getattr(torch, kind, None)
+    if kind != "cpu" and not (hasattr(module, "is_available") and module.is_available()):
+        raise ConfigError(f"{who}: torch finds no device {name!r} on this machine: use device=cpu")
 
 
 @dataclass(frozen=True)
@@ -214,7 +224,13 @@ class Plan:
     @classmethod
     def from_config(cls, config: Config, allow: Sequence[str] = ()) -> Plan:
         """Build the three; `allow` are module prefixes beside `invdiff.` from which the configuration may build objects."""
+        from .tasks import Task
+
         parts = {part: build(config.get(part), allow) for part in ("task", "sampler", "prior")}
+        for part, kind in {"task": Task, "sampler": Sampler, "prior": Denoiser}.items():
+            if not isinstance(parts[part], kind) and (part != "prior" or parts[part] is not None):
+                got = "none" if parts[part] is None else f"the {type(parts[part]).__name__} {parts[part]!r}"[:100]
+                raise ConfigError(f"run: expected {part} to be a {kind.__name__}, got {got}: choose one by {part}=NAME")
         return cls(**parts, config=config)
 
     def run(
@@ -231,6 +247,7 @@ class Plan:
         progress: bool = False,
     ) -> Report:
         """Draw, measure, and write the report to `out` if that is given; the options are those of `Run`."""
+        check(Run, {"n": n, "items": items, "seed": seed, "batch": batch, "dtype": dtype, "device": device, "resume": resume})
         options = Run(n, items, seed, out, batch, dtype, device, resume, progress)
         parts = {key: value if isinstance(value, dict | type(None)) else repr(value) for key, value in self.config.items()}
         return self.task.run(prior=self.prior, sampler=self.sampler, config=parts | asdict(options), **asdict(options))

@@ -142,8 +142,12 @@ class _Session:
             plain = OmegaConf.to_container(config, resolve=True)
             place = ("train", plain["name"]) if self.command == "train" else (hydra.runtime.choices.get("task"), self.stamp)
             chosen = hydra.runtime.output_dir if sweep else plain.get("out")
+            if isinstance(chosen, bool) or not isinstance(chosen, str | int | None):
+                raise Misuse(f"{self.command}: expected out to be the name of a folder, got {chosen!r}")
             out = (
-                Path("outputs", *map(str, place)) if chosen is None else Path(os.path.relpath(chosen) if sweep else str(chosen))
+                Path("outputs", *map(str, place))
+                if chosen is None
+                else Path(os.path.relpath(str(chosen)) if sweep else str(chosen))
             )
             self.out = out.parent if sweep else out
             print(title + _work(self.command, plain, out, self.allow), flush=True)
@@ -154,6 +158,10 @@ class _Session:
                 traceback.print_exc()
             elif sweep:
                 print(f"invdiff: {title}{one_line(error) or repr(error)}", file=sys.stderr, flush=True)
+            if sweep:
+                with contextlib.suppress(OSError):
+                    # hydra made it, and it stays only if there is something to continue from
+                    Path(hydra.runtime.output_dir).rmdir()
 
 
 def _work(command: str, config: dict[str, Any], out: Path, allow: Sequence[str]) -> str:
@@ -200,6 +208,10 @@ def _parse(command: str, arguments: list[str]) -> tuple[list[str], list[str], st
             if "=" not in argument and not argument.startswith("~"):
                 task = f", did you mean task={argument}?" if argument in names("task") else ""
                 raise Misuse(f"{command}: expected OPTION=VALUE, got {argument!r}{task}")
+            if re.fullmatch(r"(task|sampler|prior)=(null|[-+.\d]*)|out=", argument):
+                option, _, value = argument.partition("=")
+                what = "a folder" if option == "out" else f"the name of a {option} (invdiff list {option}s)"
+                raise Misuse(f"{command}: expected {option} to be {what}, got {value or 'nothing'}")
             overrides.append(argument)
             continue
         if flag not in HYDRA_FLAGS | {"--allow"}:

@@ -223,7 +223,8 @@ def gaussian_figure(draws: Tensor, mean: Tensor, cov: Tensor, *, truth: Tensor |
             ax.set_axis_on()
             std = math.sqrt(cov[i, i])
             grid = np.linspace(mean[i] - 4 * std, mean[i] + 4 * std, 201)
-            ax.hist(x[:, i], bins=40, range=(grid[0], grid[-1]), density=True, color=BAND, label="draws")
+            counts, edges = np.histogram(x[:, i], bins=40, range=(grid[0], grid[-1]))
+            ax.stairs(counts / (len(x) * np.diff(edges)), edges, fill=True, color=BAND, label="draws")
             ax.plot(
                 grid,
                 np.exp(-0.5 * ((grid - mean[i]) / std) ** 2) / (std * math.sqrt(2 * math.pi)),

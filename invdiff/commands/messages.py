@@ -28,7 +28,7 @@ def near(word: str, known: Sequence[str]) -> str:
 def one_line(error: Exception) -> str:
     """What a user can mend, in one line; empty for an error of the program."""
     if isinstance(error, Misuse) or _is(error, "invdiff.core.errors", "InvdiffError"):
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()) + _room(error.__cause__)
     if _is(error, "hydra.errors", "MissingConfigException"):
         missing, options = str(getattr(error, "missing_cfg_file", "")), list(getattr(error, "options", None) or ())
         name = missing.rpartition("/")[2]
@@ -41,9 +41,14 @@ def one_line(error: Exception) -> str:
         return "out of memory: compute fewer draws at once, as in batch=1"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        hint = ": free some space, or choose another place by out=DIR" if error.errno == errno.ENOSPC else ""
-        return f"{where}{error.strerror or error}{hint}"
+        return f"{where}{error.strerror or error}{_room(error)}"
     return ""
+
+
+def _room(error: BaseException | None) -> str:
+    """What to do about a full disk."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ": free some space, or choose another place by out=DIR" if full else ""
 
 
 def _is(error: Exception, module: str, name: str) -> bool:

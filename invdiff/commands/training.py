@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..catalogue import require_device
 from ..core.build import build, check
 from ..core.errors import ConfigError
+from ..core.files import require_writable
 from ..learning import Training, describe, fit, write_card
 from ..priors.network import EDMDenoiser
 
@@ -30,6 +32,7 @@ def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ())
     check(train, options, partial=True)
     options["progress"] = options["progress"] and sys.stderr.isatty()
     parts = {part: build(config.get(part), allow) for part in ("source", "network", "training", "card")}
+    check(train, {"name": config["name"], "out": out} | parts | options)
     return train(config["name"], **parts, out=out, **options)
 
 
@@ -49,17 +52,22 @@ def train(
     """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads.
 
     Args:
-        card: `held_out`, a source of images that were not trained on, `images`, how many of them, and lines about data and licence.
-            With it, the weights carry their denoising error, and NAME.md beside them is their model card.
+        card: `held_out`, a source of images that were not trained on, `images`, how many of them, and lines about data and
+            licence. With it, the weights carry their denoising error, and NAME.md beside them is their model card.
         threads: of torch while it trains; None leaves its own choice.
     """
+    require_device(device, "train")
+    require_writable(out)
+    images = 32 if card is None else card.get("images", 32)
+    if not isinstance(images, int) or images < 1 or (card is not None and not callable(card.get("held_out"))):
+        raise ConfigError(f"train: expected card to have a source held_out and images >= 1, got images={images!r}")
     with _threads(threads):
         trained = fit(network.to(device), source, training, out, progress=progress, resume=resume)
         if card is None:
             return out / "ema.safetensors"
         facts = {key: str(value) for key, value in card.items() if key not in ("held_out", "images")}
         trained.facts = {**trained.facts, "training": asdict(training), "step": training.steps}
-        described = describe(trained.cpu(), card["held_out"], int(card.get("images", 32)), facts)
+        described = describe(trained.cpu(), card["held_out"], images, facts)
     described.save(out / f"{name}.safetensors")
     write_card(described, name, out / f"{name}.md")
     return out / f"{name}.safetensors"

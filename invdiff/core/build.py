@@ -73,7 +73,8 @@ def resolve(path: str, allow: Sequence[str] = ()) -> Any:
 def check(target: Any, arguments: dict[str, Any], partial: bool = False) -> None:
     """Raise a ConfigError if the target does not take these arguments, lacks some (unless partial), or a leaf does not fit.
 
-    Leaves are numbers, strings, booleans and None; other values are left to the target.
+    Numbers, strings, booleans, None, and lists and dictionaries of them have to fit, and objects where the
+    annotation is a class of invdiff; other objects are left to the target.
     """
     name, signature = target.__qualname__, inspect.signature(target)
     accepted = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
@@ -114,13 +115,19 @@ def _text(hint: Any) -> str:
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a leaf read from YAML or the command line can be of the annotated type; the target judges what is not a leaf."""
-    if hint is typing.Any or not isinstance(value, bool | int | float | str | type(None)):
+    """Whether what YAML or the command line can say is of the annotated type, or an object of an annotated class of invdiff."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is typing.Any:
         return True
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, h) for h in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or origin is typing.Union:
+        return any(_fits(value, h) for h in inner)
+    if not isinstance(value, bool | int | float | str | type(None) | list | tuple | dict):
+        ours = isinstance(hint, type) and hint.__module__.startswith("invdiff.")
+        return isinstance(value, hint) if ours else True  # type: ignore[arg-type]
+    if isinstance(value, list | tuple | dict):
+        return _fits_together(value, hint, origin, inner)
+    if origin is typing.Literal:
+        return value in inner
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -128,3 +135,15 @@ def _fits(value: object, hint: object) -> bool:
     if hint in (bool, str, type(None)):
         return isinstance(value, type(None) if hint is type(None) else hint)
     return not isinstance(value, bool) and getattr(hint, "__module__", "").startswith("pathlib") and isinstance(value, str)
+
+
+def _fits_together(
+    value: list[Any] | tuple[Any, ...] | dict[Any, Any], hint: object, origin: object, inner: tuple[Any, ...]
+) -> bool:
+    if origin is typing.Literal or (origin is None and isinstance(hint, type)):
+        return isinstance(hint, type) and isinstance(value, hint)
+    if isinstance(value, dict) or origin not in (tuple, list, Sequence):
+        return True
+    if origin is tuple and inner[1:] != (...,):
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    return all(_fits(v, inner[0]) for v in value)

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, NumericalError
+from .errors import ConfigError, NumericalError, ShapeError
 from .rng import Streams
 
 __all__ = ["Gaussian", "Noise", "Poisson"]
@@ -35,6 +35,9 @@ class Noise(nn.Module):
         """Sum of squared residuals in units of their variance, (B,); its mean over the noise is the number of real values."""
         raise NotImplementedError(f"{type(self).__name__} does not define chi2")
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a ShapeError if a measurement of this shape, without the batch, can't have this noise."""
+
     def gaussian(self, y: Tensor) -> tuple[Gaussian, Tensor]:
         """A Gaussian model of A x and the data in its units: itself, or the approximation that y suggests."""
         raise NotImplementedError(f"{type(self).__name__} does not define gaussian")
@@ -52,6 +55,8 @@ class Gaussian(Noise):
 
     def __init__(self, sigma: float | Tensor) -> None:
         super().__init__()
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float | Tensor):
+            raise ConfigError(f"Gaussian: expected sigma to be a number or a tensor, got {sigma!r}")
         value = torch.as_tensor(sigma, dtype=sigma.dtype if isinstance(sigma, Tensor) else torch.float64)
         if not bool((value > 0).all() and value.isfinite().all()):
             raise ConfigError(f"Gaussian: expected sigma > 0, got {sigma if value.ndim == 0 else float(value.min())}")
@@ -69,6 +74,15 @@ class Gaussian(Noise):
     def chi2(self, y: Tensor, clean: Tensor) -> Tensor:
         residual = (y - clean) / self.sigma.to(clean.real.dtype)
         return residual.abs().square().flatten(1).sum(1)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        fits = self.sigma.ndim <= len(shape) and all(
+            a in (1, b) for a, b in zip(self.sigma.shape[::-1], shape[::-1], strict=False)
+        )
+        if not fits:
+            raise ShapeError(
+                f"Gaussian: expected sigma to broadcast to the measurement {tuple(shape)}, got {tuple(self.sigma.shape)}"
+            )
 
     def gaussian(self, y: Tensor) -> tuple[Gaussian, Tensor]:
         return self, y

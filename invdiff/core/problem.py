@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .algebra import Unmeasured, compose
-from .errors import NumericalError
+from .errors import ConfigError, NumericalError
 from .noise import Gaussian, Noise
 from .operator import Operator
 from .rng import Streams
@@ -29,6 +29,7 @@ class Problem:
         y: the measurement, (*out_shape) or (1, *out_shape), finite; zero where `operator.measured` is False.
 
     Raises:
+        ConfigError: a part is of another class.
         ShapeError, NumericalError: y is not of the operator's output space, or not finite.
     """
 
@@ -37,8 +38,13 @@ class Problem:
     y: Tensor
 
     def __post_init__(self) -> None:
+        for part, kind in (("operator", Operator), ("noise", Noise), ("y", Tensor)):
+            if not isinstance(getattr(self, part), kind):
+                got = type(getattr(self, part)).__name__
+                raise ConfigError(f"Problem: expected {part} to be a {kind.__name__}, got {got}")
         y = self.y[None] if self.y.ndim == len(self.operator.out_shape) else self.y
         self.operator.check(y, "y")
+        self.noise.check(self.operator.out_shape)
         if not bool(torch.isfinite(torch.view_as_real(y) if y.is_complex() else y).all()):
             count = int((~torch.isfinite(y)).sum())
             raise NumericalError(
@@ -50,6 +56,7 @@ class Problem:
     def simulate(cls, operator: Operator, noise: Noise, x: Tensor, seed: int = 0) -> Problem:
         """The problem whose measurement is drawn from p(y | A x); x is (*in_shape) or (1, *in_shape)."""
         x = x[None] if x.ndim == len(operator.in_shape) else x
+        noise.check(operator.out_shape)
         with torch.no_grad():
             y = noise.sample(operator(x), Streams(seed, len(x)))
         return cls(operator, noise, y if operator.measured is None else y * operator.measured)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError
-from .files import atomic
+from .files import save
 
 if TYPE_CHECKING:
     from .denoiser import Denoiser
@@ -79,18 +79,25 @@ class Progress:
         try:
             content = torch.load(run.path, weights_only=True, map_location="cpu")
             old = json.loads(content["facts"])
+            run.finished, run.state = list(content["finished"]), content["state"]
+            run.counts, run.seconds, run.info = tuple(content["counts"]), content["seconds"], json.loads(content["info"])
+            if not (all(isinstance(x, Tensor) for x in run.finished) and isinstance(run.state, dict | None)):
+                raise TypeError
         except Exception as error:  # torch raises many kinds for a file that is not its own
-            raise DataError(f"resume: {path} is not a file of an interrupted run ({type(error).__name__})") from None
+            raise DataError(
+                f"resume: {path} is not a file of an interrupted run ({type(error).__name__}): delete it to start anew"
+            ) from None
         for key, value in facts.items():
             if old.get(key) != value:
-                raise DataError(f"resume: {path} belongs to another run: its {key} is {old.get(key)}, here it is {value}")
-        run.finished, run.state = content["finished"], content["state"]
-        run.counts, run.seconds, run.info = tuple(content["counts"]), content["seconds"], json.loads(content["info"])
+                raise DataError(
+                    f"resume: {path} belongs to another run: its {key} is {old.get(key)}, here it is {value}: "
+                    "delete it to start anew"
+                )
         return run
 
     def save(self) -> None:
-        """Write the file under a temporary name, then rename it."""
-        if self.path is None:
+        """Write the file under a temporary name, then rename it; nothing before the first step."""
+        if self.path is None or (self.state is None and not self.finished):
             return
         content = {
             "facts": json.dumps(self.facts),
@@ -100,11 +107,7 @@ class Progress:
             "seconds": self.seconds,
             "info": json.dumps(self.info),
         }
-        try:
-            with atomic(self.path, parents=True) as part:
-                torch.save(content, part)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise DataError(f"resume: {self.path} can't be written ({str(error).splitlines()[0]})") from None
+        save(self.path, content)
         self.saved = time.monotonic()
 
     def save_now_and_then(self, every: float = 30.0) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .counting import Counted, Counter, counting
 from .denoiser import Denoiser
-from .errors import CapabilityError, ConfigError, NumericalError, ShapeError
+from .errors import CapabilityError, ConfigError, DataError, NumericalError, ShapeError
 from .operator import LinearOperator, Operator
 from .problem import Problem
 from .resume import Progress, fingerprint
@@ -167,13 +167,20 @@ class Sampler:
             return self.init(problem, denoiser, streams)
         device = problem.y.device
         fields: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in run.state.items()}
-        return self.state_class(**fields)
+        try:
+            return self.state_class(**fields)
+        except TypeError:
+            raise DataError(f"resume: {run.path} holds no state of {self.name}: delete it to start anew") from None
 
     def _check(self, problem: Problem, prior: Denoiser, n: int, batch: int | None) -> None:
         if self.steps < 1:
             raise ConfigError(f"{self.name}: expected steps >= 1, got {self.steps}")
-        if n < 1 or (batch is not None and batch < 1):
-            raise ConfigError(f"{self.name}: expected n >= 1 and batch >= 1, got n={n}, batch={batch}")
+        parts: tuple[tuple[object, type], ...] = ((problem, Problem), (prior, Denoiser))
+        for part, kind in parts:
+            if not isinstance(part, kind):
+                raise ConfigError(f"{self.name}: expected a {kind.__name__}, got {type(part).__name__}")
+        if not (_counts(n) and (batch is None or _counts(batch))):
+            raise ConfigError(f"{self.name}: expected integers n >= 1 and batch >= 1, got n={n!r}, batch={batch!r}")
         operator = problem.operator
         if operator.in_complex:
             raise ShapeError(
@@ -196,6 +203,10 @@ class Sampler:
                 f"{self.name} needs {', '.join(sorted(missing))} of the operator; {type(operator).__name__} offers "
                 f"{', '.join(sorted(capabilities(operator)))}"
             )
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _text(shape: tuple[int | None, ...]) -> str:

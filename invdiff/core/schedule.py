@@ -65,6 +65,10 @@ class Karras(Grid):
 
     rho: float = 7.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rho < math.inf:
+            raise ConfigError(f"Karras: expected rho > 0, got {self.rho}")
+
     def levels(self, u: Tensor, low: float, high: float) -> Tensor:
         a, b = high ** (1.0 / self.rho), low ** (1.0 / self.rho)
         return (a + u * (b - a)) ** self.rho
@@ -88,6 +92,10 @@ class VP(Grid):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta_min < self.beta_max < math.inf:
+            raise ConfigError(f"VP: expected 0 <= beta_min < beta_max, got {self.beta_min} and {self.beta_max}")
 
     def levels(self, u: Tensor, low: float, high: float) -> Tensor:
         slope = self.beta_max - self.beta_min

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ def read_array(path: PathLike, dataset: str | None = None) -> Array:
         ConfigError: the suffix is unknown, or `dataset` is missing, unknown, or given for a file that has no names.
     """
     source = Path(path)
+    if not str(path):
+        raise ConfigError("expected the name of a file to read, got an empty one")
     suffix = _suffix(source)
     if suffix not in _PLAIN and suffix not in _NAMED:
         raise ConfigError(f"{source}: unknown suffix; expected one of {', '.join((*_PLAIN, *_NAMED))}")
@@ -164,8 +167,11 @@ def _nifti(path: Path) -> Array:
     data = np.asanyarray(image.dataobj)
     if data.dtype.fields:
         raise DataError(f"{path}: holds colours ({data.dtype}), expected numbers")
+    affine = np.array(image.affine, np.float64)
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine) < 4:
+        raise DataError(f"{path}: its affine can't be inverted, so that its voxels have no size: mend the header")
     zooms = tuple(float(zoom) for zoom in image.header.get_zooms())
-    return Array(data, np.array(image.affine, np.float64), {"zooms": zooms, "units": image.header.get_xyzt_units()})
+    return Array(data, affine, {"zooms": zooms, "units": image.header.get_xyzt_units()})
 
 
 def _hdf5(path: Path, dataset: str | None) -> Array:
@@ -195,13 +201,17 @@ def _npz(path: Path, dataset: str | None) -> Array:
 def _image(path: Path) -> Array:
     from PIL import Image
 
-    with Image.open(path, formats=["PNG"] if path.suffix.lower() == ".png" else ["TIFF"]) as image:
-        frames = []
-        for index in range(getattr(image, "n_frames", 1)):
-            image.seek(index)
-            # palette indices are no grey values
-            frames.append(np.asarray(image.convert("RGB") if image.mode == "P" else image))
-        return Array(frames[0] if len(frames) == 1 else np.stack(frames), None, {"mode": image.mode})
+    kind = "PNG" if path.suffix.lower() == ".png" else "TIFF"
+    with warnings.catch_warnings():
+        # of notes beside the pixels; broken pixels are an error
+        warnings.simplefilter("ignore", UserWarning)
+        with Image.open(path, formats=[kind]) as image:
+            frames = []
+            for index in range(getattr(image, "n_frames", 1)):
+                image.seek(index)
+                # palette indices are no grey values
+                frames.append(np.asarray(image.convert("RGB") if image.mode == "P" else image))
+            return Array(frames[0] if len(frames) == 1 else np.stack(frames), None, {"mode": image.mode})
 
 
 _PLAIN = {".nii": _nifti, ".nii.gz": _nifti, ".npy": _npy, ".png": _image, ".tif": _image, ".tiff": _image}

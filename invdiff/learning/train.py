@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.errors import ConfigError, DataError, NumericalError, ShapeError
-from ..core.files import atomic
+from ..core.files import atomic, save
 from ..core.rng import Streams
 from ..priors.network import EDMDenoiser
 
@@ -223,8 +223,7 @@ def _save(
     with atomic(out / _LOG) as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in log))
     # last, so that the log and the averaged weights are never behind the checkpoint
-    with atomic(out / _CHECKPOINT, parents=True) as part:
-        torch.save(state, part)
+    save(out / _CHECKPOINT, state)
 
 
 def _restore(out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, training: Training) -> int:

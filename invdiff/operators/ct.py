@@ -69,7 +69,11 @@ class ParallelBeamCT(LinearOperator):
             raise ConfigError(f"ParallelBeamCT: expected size >= 2, pixel > 0, pitch > 0, got ({h}, {w}), {pixel}, {pitch}")
         if engine not in ("auto", "joseph", "fourier"):
             raise ConfigError(f"ParallelBeamCT: expected engine auto, joseph or fourier, got {engine!r}")
-        views = torch.arange(angles, dtype=torch.float64) * (math.pi / max(angles, 1)) if isinstance(angles, int) else angles
+        views = (
+            torch.arange(max(angles, 0), dtype=torch.float64) * (math.pi / max(angles, 1))
+            if isinstance(angles, int)
+            else angles
+        )
         if views.ndim != 1 or len(views) < 1 or not bool(views.isfinite().all()):
             raise ConfigError(f"ParallelBeamCT: expected at least one angle in radians, got {angles}")
         elements = 2 * math.ceil(0.5 * math.hypot(h, w) * pixel / pitch) if detector is None else detector

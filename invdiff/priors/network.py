@@ -116,7 +116,9 @@ def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = Fa
         raise DataError(f"load_network: can't read {path}: {error.strerror}") from None
     found = hashlib.sha256(blob).hexdigest()
     if sha256 is not None and found != sha256.lower():
-        raise DataError(f"load_network: {path} has sha256 {found}, expected {sha256}")
+        raise DataError(
+            f"load_network: {path} is truncated or altered: expected sha256 {sha256}, found {found}: get the file again"
+        )
     try:
         weights = load(blob)
         size = int.from_bytes(blob[:8], "little")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["page", "text_table"]
@@ -73,12 +73,10 @@ def page(facts: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
     body += [
         "<p class=quiet>Calls per draw; seconds for all draws of an item; peak memory of the device, or of the process.</p>"
     ]
-    found = [
-        [i["name"], m, _value(k), _value(v)] for i in items for m, e in i["methods"].items() for k, v in e["facts"].items()
-    ]
-    found += [["", "", _value(k), _value(v)] for k, v in facts["facts"].items()]
+    found = [[f"{i['name']}: {m}", *pair] for i in items for m, e in i["methods"].items() for pair in _flat(e["facts"])]
+    found += [[_text(k), *pair] for k, v in facts["facts"].items() for pair in _flat(v)]
     if found:
-        body += ["<h2>Further facts</h2>", _table(["item", "method", "fact", "value"], found)]
+        body += ["<h2>Further facts</h2>", _table(["of", "fact", "value"], found, "facts")]
     for title, value in (("Configuration", facts["config"]), ("Environment", facts["environment"])):
         text = _text(json.dumps(value, indent=2, ensure_ascii=False))
         body.append(f"<details><summary>{title}</summary><pre>{text}</pre></details>")
@@ -119,14 +117,25 @@ def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
+def _flat(value: Any, path: str = "") -> Iterator[list[str]]:
+    """[path, text] of every leaf of nested dictionaries; a list is a leaf."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}, {key}" if path else str(key))
+    else:
+        yield [path, _value(value)]
+
+
 def _value(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
     cells = ["<tr>" + "".join(f"<th>{_text(h)}</th>" for h in head) + "</tr>"]
     cells += ["<tr>" + "".join(f"<td>{_text(c)}</td>" for c in row) + "</tr>" for row in rows]
-    return "<div class=wide><table>\n" + "\n".join(cells) + "\n</table></div>"
+    return f"<div class=wide><table class={kind}>\n" + "\n".join(cells) + "\n</table></div>"
 
 
 def _text(value: object) -> str:
@@ -147,7 +156,8 @@ h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem 1.1rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { font-weight: 600 }
-th:first-child, td:first-child { text-align: left }
+th:first-child, td:first-child, .facts th, .facts td { text-align: left }
+.facts td:last-child { white-space: normal; overflow-wrap: anywhere }
 figure { margin: 0; padding: .75rem; background: #fff; border: 1px solid var(--line); border-radius: 6px }
 img { display: block; width: 100%; height: auto }
 .notes { background: var(--note); border-radius: 6px; padding: .8rem 1rem .8rem 2.2rem; margin: 1rem 0 }

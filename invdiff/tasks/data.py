@@ -69,6 +69,10 @@ class Data:
     measurement_index: int | None = None
     measurement_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        scale = self.measurement_scale
+        _require(type(self).__name__, "a finite measurement_scale, not 0", scale != 0 and np.isfinite(scale), scale)
+
     @abstractmethod
     def items(self, count: int, seed: int, prior: Denoiser) -> Iterator[Item]:
         """`count` items, a function of the seed only (and of the prior, for draws from it)."""
@@ -83,7 +87,7 @@ class Data:
             if not values.ndim or not -len(values) <= self.measurement_index < len(values):
                 raise ConfigError(f"{self.measurement}: holds {values.shape}, which has no entry {self.measurement_index}")
             values = values[self.measurement_index]
-        values = _finite(self.measurement, values) * self.measurement_scale
+        values = finite(self.measurement, values) * self.measurement_scale
         return torch.from_numpy(np.ascontiguousarray(values))
 
 
@@ -132,6 +136,17 @@ class CTSlices(Data):
     clip: tuple[float, float] | None = None
     pixel: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, limits in (("window", self.window), ("clip", self.clip)):
+            _require("CTSlices", f"{name} [low, high] with low < high", limits is None or limits[0] < limits[1], limits)
+        _require("CTSlices", "pixel > 0 in mm", self.pixel is None or 0 < self.pixel < np.inf, self.pixel)
+        numbers = (self.scale or 0.0, self.shift)
+        _require("CTSlices", "a finite scale, not 0, and shift", self.scale != 0 and bool(np.isfinite(numbers).all()), numbers)
+        of_file = {name: getattr(self, name) for name in ("dataset", "slice", "axis", "units", "scale", "clip")}
+        given = [f"{name}={value}" for name, value in of_file.items() if value is not None]
+        _require("CTSlices", f"a file, data.path=FILE, for {', '.join(given)}", self.path is not None or not given, "none")
+
     def items(self, count: int, seed: int, prior: Denoiser) -> Iterator[Item]:
         y, pixel = self.measured(), self.pixel or 384.0 / (self.size or 128)
         if y is not None and self.path is None:
@@ -162,7 +177,7 @@ class CTSlices(Data):
         """Attenuation relative to water, as the units say."""
         if (self.units is None) == (self.scale is None):
             raise ConfigError(f"{self.path}: say what its numbers mean: units=hu, water or window, or a scale and a shift")
-        _finite(self.path, values)
+        _real(self.path, finite(self.path, values))
         if self.scale is not None:
             x = self.scale * values.astype(np.float64) + self.shift
         elif self.units == "hu":
@@ -205,9 +220,15 @@ class MRSlice(Data):
     scale: float | None = None
     phase: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require("MRSlice", "scale > 0", self.scale is None or 0 < self.scale < np.inf, self.scale)
+        _require("MRSlice", "a finite phase in radians", np.isfinite(self.phase), self.phase)
+
     def items(self, count: int, seed: int, prior: Denoiser) -> Iterator[Item]:
         y = self.measured()
-        y = None if y is None else y.to(torch.promote_types(y.dtype, torch.complex64))
+        if y is not None and not y.is_complex():
+            raise ShapeError(f"{self.measurement}: expected complex k-space, got {tuple(y.shape)} {str(y.dtype)[6:]}")
         if y is not None and self.path is None:
             _one(count, self.measurement)
             if y.ndim not in (2, 3):
@@ -217,7 +238,7 @@ class MRSlice(Data):
             return
         path = self.path if self.path is not None else _example_volume()
         array = _frame(path, read_array(path, self.dataset), self.frame)
-        magnitude = np.abs(_finite(path, array.data))
+        magnitude = np.abs(finite(path, array.data))
         if self.scale is None and not magnitude.any():
             raise DataError(f"{path}: every value is zero")
         scale = self.scale if self.scale is not None else 1.0 / float(np.percentile(magnitude[magnitude > 0], 99.5))
@@ -254,6 +275,8 @@ class Photographs(Data):
         if y is not None and self.path is None:
             _one(count, self.measurement)
             y = y if y.ndim in (1, 3) else y[None]
+            if self.size is None and y.ndim != 3:
+                raise ConfigError(f"{self.measurement}: a measurement alone needs the image's size=N in pixels")
             shape = (1, self.size, self.size) if self.size is not None else tuple(y.shape)
             yield Item("measurement", shape, y=y)
             return
@@ -287,7 +310,7 @@ def _example_volume() -> str:
 
 
 def _grey(path: str, array: Array) -> NDArray[np.float64]:
-    values = _unit_range(path, _finite(path, array.data))
+    values = _unit_range(path, finite(path, array.data))
     if values.ndim == 3 and values.shape[2] == 3:
         values = values @ np.array([0.299, 0.587, 0.114])
     if values.ndim != 2:
@@ -297,6 +320,7 @@ def _grey(path: str, array: Array) -> NDArray[np.float64]:
 
 def _unit_range(path: str | None, values: NDArray[Any]) -> NDArray[np.float64]:
     """Integers over the range of their type, floating-point numbers as they are; in [0, 1]."""
+    _real(path, values)
     top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
     x = values.astype(np.float64) / top
     if x.min() < 0 or x.max() > 1:
@@ -304,7 +328,8 @@ def _unit_range(path: str | None, values: NDArray[Any]) -> NDArray[np.float64]:
     return x
 
 
-def _finite(path: str | None, values: NDArray[Any]) -> NDArray[Any]:
+def finite(path: str | None, values: NDArray[Any]) -> NDArray[Any]:
+    """The values of a file, if they are finite numbers; booleans become numbers."""
     if values.dtype.kind not in "biufc":
         raise DataError(f"{path}: expected numbers, got {values.dtype}")
     if not values.size:
@@ -313,6 +338,16 @@ def _finite(path: str | None, values: NDArray[Any]) -> NDArray[Any]:
     if bad:
         raise DataError(f"{path}: {bad} of the {values.size} values are NaN or infinite: mend the file")
     return values.astype(np.float32) if values.dtype.kind == "b" else values
+
+
+def _real(path: str | None, values: NDArray[Any]) -> None:
+    if np.iscomplexobj(values):
+        raise DataError(f"{path}: expected real values, got {values.dtype}")
+
+
+def _require(who: str, what: str, fine: bool, got: object) -> None:
+    if not fine:
+        raise ConfigError(f"{who}: expected {what}, got {got}")
 
 
 def _one(count: int, path: str | None) -> int:

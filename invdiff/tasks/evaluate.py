@@ -182,5 +182,6 @@ def _write_volume(path: Path, *, image: Tensor, affine: Any) -> None:
     write_nifti(path, image[0, :, :, None].detach().cpu().float().numpy(), affine)
 
 
-def _line(thing: object) -> str:
-    return " ".join(repr(thing).split())
+def _line(thing: torch.nn.Module) -> str:
+    own = thing.extra_repr()
+    return f"{type(thing).__name__}({own})" if own else " ".join(repr(thing).split())

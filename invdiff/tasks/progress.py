@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from ..core import DataError, Denoiser, Problem, Sampler, Samples
+from ..core.files import save
 from ..core.resume import fingerprint
-from ..io import atomic
 
 __all__ = ["discard", "sample"]
 
@@ -53,14 +53,7 @@ def discard(out: Path) -> None:
 
 def _save(path: Path, draws: Samples, facts: dict[str, str]) -> None:
     content = {f.name: getattr(draws, f.name) for f in dataclasses.fields(draws)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as part:
-            torch.save(content | {"info": json.dumps(draws.info), "facts": json.dumps(facts)}, part)
-    except DataError:
-        raise
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise DataError(f"{path}: can't be written ({error})") from None
+    save(path, content | {"info": json.dumps(draws.info), "facts": json.dumps(facts)})
 
 
 def _load(path: Path, facts: dict[str, str]) -> Samples:

@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Gaussian, LinearOperator, NumericalError, Operator, ShapeError, ViewAsComplex
+from ..core import (
+    ConfigError,
+    DataError,
+    Denoiser,
+    Gaussian,
+    LinearOperator,
+    NumericalError,
+    Operator,
+    ShapeError,
+    ViewAsComplex,
+)
 from ..io.images import read_array
 from ..operators.cs import BlockCS, DenseCS
 from ..operators.ct import ParallelBeamCT
@@ -20,7 +30,7 @@ from ..operators.masks import box_mask, random_columns, random_mask
 from ..operators.mri import CartesianMRI, birdcage_maps
 from ..operators.restoration import Blur, Mask, gaussian_kernel
 from ..priors.gaussian import GaussianPrior
-from .data import Item
+from .data import Item, finite
 
 __all__ = [
     "Crop",
@@ -180,11 +190,13 @@ def cartesian_mri(
     """
     size = tuple(_image("cartesian_mri", item)[1:])
     if maps is not None:
-        sensitivities = torch.from_numpy(np.ascontiguousarray(read_array(maps).data)).to(torch.complex128)
+        sensitivities = _stored(maps).to(torch.complex128)
+    elif coils < 1:
+        raise ConfigError(f"cartesian_mri: expected coils >= 1, got {coils}")
     else:
         sensitivities = birdcage_maps(coils, size, dtype=torch.complex128) if coils > 1 else None
     if mask is not None:
-        pattern = torch.from_numpy(np.ascontiguousarray(read_array(mask).data)) != 0
+        pattern = _stored(mask) != 0
     else:
         pattern = random_columns(size[1], acceleration, center_fraction, seed)
     operator = CartesianMRI(pattern if sensitivities is not None else pattern.expand(size), sensitivities)
@@ -200,6 +212,14 @@ def gaussian_signal(points: int = 16, *, length: float = 3.0, std: float = 1.0) 
     t = torch.arange(points, dtype=torch.float64)
     cov = torch.exp(-0.5 * ((t[:, None] - t) / length) ** 2) + 0.01 * torch.eye(points, dtype=torch.float64)
     return GaussianPrior(torch.zeros(points, dtype=torch.float64), std**2 * cov)
+
+
+def _stored(path: str) -> Tensor:
+    """A mask or maps from a file."""
+    values = torch.from_numpy(np.ascontiguousarray(finite(path, read_array(path).data)))
+    if not bool(values.any()):
+        raise DataError(f"{path}: every value is zero, so that nothing is measured")
+    return values
 
 
 def _image(who: str, item: Item) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ prior's real grid, the sampler draws, and draws and baselines are compared with 
 from __future__ import annotations
 
 import copy
-import os
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, DataError, Denoiser, Noise, Operator, Problem, Sampler
+from ..core.files import require_writable
 from ..report import Report
 from .data import Data, Item
 from .evaluate import Case, evaluate, volumes
@@ -61,6 +62,14 @@ class Task:
     exact: bool = False
     draws: int = 8
     notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data_range, str | None) and not 0.0 < self.data_range < math.inf:
+            raise ConfigError(f"{self.name}: expected data_range > 0, got {self.data_range}")
+        if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
+            raise ConfigError(f"{self.name}: expected window to be [low, high] with low < high, got {list(self.window)}")
+        if self.draws < 1:
+            raise ConfigError(f"{self.name}: expected draws >= 1, got {self.draws}")
 
     def problem(
         self, item: Item, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -189,9 +198,7 @@ def _on(prior: Denoiser, dtype: torch.dtype, device: torch.device) -> Denoiser:
 
 def _folder(out: Path, resume: bool) -> Path:
     """Where the run keeps its progress; an error now rather than after hours when nothing could be written there."""
-    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise DataError(f"out={out}: {there} is {'not writable' if there.is_dir() else 'a file, not a folder'}")
+    require_writable(out)
     if not resume:
         discard(out)
     return out / "resume"

@@ -140,3 +140,24 @@ def test_leaves_are_checked_against_the_annotations(target, options, fits):
     else:
         with pytest.raises(ConfigError, match="expected"):
             check(resolve(target), options)
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("core.Karras", {"rho": [7.0]}),
+        ("core.Karras", {"rho": {"a": 1}}),
+        ("core.Gaussian", {"sigma": [0.1]}),
+        ("tasks.CTSlices", {"window": [1.0]}),
+        ("tasks.CTSlices", {"clip": [1.0, "high"]}),
+        ("tasks.CTSlices", {"path": ["a"]}),
+        ("samplers.Guided", {"grid": {"_target_": "invdiff.core.Gaussian", "sigma": 1.0}}),
+    ],
+)
+def test_lists_dictionaries_and_objects_have_to_fit_the_annotation(target, options):
+    with pytest.raises(ConfigError, match=f"expected {next(iter(options))} to be"):
+        build({"_target_": f"invdiff.{target}", **options})
+
+
+def test_lists_that_fit_are_taken():
+    assert build({"_target_": "invdiff.tasks.CTSlices", "window": [-500, 500.0]}).window == [-500, 500.0]

@@ -50,6 +50,23 @@ def call(capsys):
         (["run", "toy_gaussian"], "expected OPTION=VALUE, got 'toy_gaussian', did you mean task=toy_gaussian?"),
         (["run", "n=abc"], "Run: expected n to be int | None, got 'abc'"),
         (["run", "n=2.5"], "Run: expected n to be int | None, got 2.5"),
+        (["run", "n=[1]"], "Run: expected n to be int | None, got [1]"),
+        (["run", "seed=-1"], "Run: expected 0 <= seed < 2^63, got -1"),
+        (["run", "out="], "run: expected out to be a folder, got nothing"),
+        (["run", "out=[a]"], "run: expected out to be the name of a folder, got ['a']"),
+        (["run", "sampler=null"], "run: expected sampler to be the name of a sampler (invdiff list samplers), got null"),
+        (["run", "task=3"], "run: expected task to be the name of a task (invdiff list tasks), got 3"),
+        (["run", "~sampler"], "run: expected sampler to be a Sampler, got none: choose one by sampler=NAME"),
+        (["run", "sampler.grid.rho=0"], "Karras: expected rho > 0, got 0"),
+        (["run", "task.noise.sigma=[a]"], "Gaussian: expected sigma to be"),
+        (["run", "task.baselines=[3]"], "Task: expected baselines to be"),
+        (["run", "task.data_range=0"], "toy_gaussian: expected data_range > 0, got 0"),
+        (["run", "+task.window=[2,1]"], "expected window to be [low, high] with low < high, got [2, 1]"),
+        (["run", "task=ct_sparse_view", "operator.views=-1"], "ParallelBeamCT: expected at least one angle"),
+        (["run", "task=ct_sparse_view", "data.slice=3"], "CTSlices: expected a file, data.path=FILE, for slice=3, got none"),
+        (["run", "task=ct_sparse_view", "data.pixel=0"], "CTSlices: expected pixel > 0 in mm, got 0"),
+        (["run", "task=mri_cartesian", "operator.coils=0"], "cartesian_mri: expected coils >= 1, got 0"),
+        (["run", "task=mri_cartesian", "data.scale=0"], "MRSlice: expected scale > 0, got 0"),
         (["run", "seed=null"], "Run: expected seed to be int, got None"),
         (["run", "dtype=float16"], "Run: expected dtype to be 'float32' or 'float64', got 'float16'"),
         (["run", "resume=maybe"], "Run: expected resume to be bool, got 'maybe'"),
@@ -87,6 +104,9 @@ def call(capsys):
         (["train", "training.steps=-1"], "expected steps > 0, got -1"),
         (["train", "training.steps=many"], "Training: expected steps to be int, got 'many'"),
         (["train", "threads=many"], "train: expected threads to be int | None, got 'many'"),
+        (["train", "network=null"], "train: expected network to be EDMDenoiser, got None"),
+        (["train", "device=foo"], "train: expected device to be cpu, cuda"),
+        (["train", "card.images=0"], "images >= 1, got images=0"),
         (["train", "threads=0"], "train: expected threads >= 1, got 0"),
     ],
 )
@@ -151,7 +171,7 @@ def test_a_sweep_has_a_folder_for_each_job_and_goes_on_after_a_failure(call):
     code, out, err = call("run", "-m", *FAST[:1], "sampler.steps=3,0", "seed=0", "out=all")
     assert code == 2
     assert Path("all/0/report.html").is_file()
-    assert not Path("all/1/report.html").exists()
+    assert not Path("all/1").exists()
     assert "[0] n=8 sampler.steps=3 seed=0" in out
     assert err.splitlines()[0].startswith("invdiff: [1] n=8 sampler.steps=0 seed=0: ")
     assert err.splitlines()[1] == "invdiff: 1 of 2 jobs failed"
@@ -169,11 +189,18 @@ def test_bare_invdiff_is_the_demonstration(call, monkeypatch):
     assert [config["task"]["name"] for config in seen] == ["toy_gaussian", "toy_gaussian"]
 
 
+def full(text):
+    """A DataError that comes from a full disk."""
+    error = DataError(text)
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "here/x"), "here/x: No space left on device: free some space"),
-        (DataError("here: can't be written: No space left on device"), "here: can't be written: No space left"),
+        (full("here: can't be written: No space left on device"), "No space left on device: free some space, or choose"),
         (NumericalError("MMPS: values that are not finite\nafter step 3"), "MMPS: values that are not finite after step 3"),
         (MemoryError(), "out of memory: compute fewer draws at once, as in batch=1"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),

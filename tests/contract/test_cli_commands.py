@@ -104,10 +104,10 @@ def test_train_and_resume(call, monkeypatch):
         return Blobs() if "Phantoms" in config.get("_target_", "") else build_object(config, allow)
 
     tiny = ["network.net.widths=[32]", "network.net.blocks=1", "training.batch=2", "training.crop=8", "training.bf16=false"]
-    line = ["train", "prior=ct128", *tiny, "training.warmup=0", "training.save_every=1", "out=here"]
+    line = ["train", "prior=ct128", *tiny, "training.warmup=0", "training.save_every=1", "card.images=2", "out=here"]
     code, out, err = call(*line, "training.steps=2", "threads=1")
     assert (code, err) == (0, "")
-    assert out == "weights: here/ema.safetensors\n"
+    assert out == "weights: here/ct128.safetensors\n"
     code, out, err = call(*line, "training.steps=3")
     assert (code, err) == (0, "")
     steps = [json.loads(text)["step"] for text in Path("here/log.jsonl").read_text().splitlines()]

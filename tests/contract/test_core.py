@@ -162,3 +162,23 @@ def test_grids_refuse_levels_outside_the_prior():
         Karras(sigma_max=100.0)(10, 0.01, 50.0)
     with pytest.raises(ConfigError, match="at least 2"):
         Karras()(1, 0.01, 50.0)
+
+
+@pytest.mark.parametrize("part", ["operator", "noise", "y"])
+def test_a_problem_names_the_part_of_another_class(part):
+    parts = {"operator": Unmeasured((3,)), "noise": Gaussian(1.0), "y": torch.zeros(1, 0)}
+    with pytest.raises(ConfigError, match=f"expected {part} to be a .*, got list"):
+        Problem(**parts | {part: [0.0]})
+
+
+@pytest.mark.parametrize("make", [lambda: Karras(rho=0.0), lambda: Karras(rho=-1.0), lambda: VP(beta_min=3.0, beta_max=3.0)])
+def test_grids_refuse_parameters_without_levels(make):
+    with pytest.raises(ConfigError, match="expected"):
+        make()
+
+
+def test_sigma_must_fit_the_measurement():
+    with pytest.raises(ShapeError, match="broadcast"):
+        Problem(Matrix(torch.eye(4)), Gaussian(torch.ones(3)), torch.zeros(4))
+    with pytest.raises(ConfigError, match="a number or a tensor"):
+        Gaussian("a")

@@ -8,9 +8,11 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from invdiff.core.errors import ConfigError, DataError
+from invdiff.core.files import require_writable, save
 from invdiff.io import atomic
 from invdiff.io.images import read_array, write_hdf5, write_nifti
 
@@ -252,4 +254,28 @@ def test_a_wrong_checksum_is_seen(tmp_path):
     content[-8] ^= 1  # of the checksum in the gzip trailer
     path.write_bytes(content)
     with pytest.raises(DataError, match="CRC"):
+        read_array(path)
+
+
+def test_tensors_on_a_full_disk_say_so_and_leave_nothing(tmp_path):
+    with pytest.raises(DataError, match="can't be written: File too large"), _disk_of(4096):
+        save(tmp_path / "new" / "run", {"x": torch.zeros(4096)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_is_tried_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    require_writable(tmp_path / "new" / "folder")
+    with pytest.raises(DataError, match="file is a file, not a folder"):
+        require_writable(tmp_path / "file" / "folder")
+    with pytest.raises(DataError, match="no file can be written in"), _disk_of(0):
+        require_writable(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_broken_notes_of_a_picture_do_not_warn(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DataError, match="cannot identify"):
         read_array(path)

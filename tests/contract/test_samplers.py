@@ -169,6 +169,12 @@ def test_an_interrupted_run_resumes_bit_for_bit(sampler, prior, tmp_path, chunk)
         sampler(problem, prior, n=4, seed=8, batch=2, resume=path)
     with pytest.raises(DataError, match="sampler"):
         dataclasses.replace(sampler, steps=STEPS + 1)(problem, prior, n=4, seed=7, batch=2, resume=path)
+    content, kept = torch.load(path, weights_only=True), path.read_bytes()
+    for change in ({"finished": "x"}, {"state": {"other": 1}}, {"seconds": None, "counts": None}):
+        torch.save(content | change, path)
+        with pytest.raises(DataError, match="delete it to start anew"):
+            sampler(problem, prior, n=4, seed=7, batch=2, resume=path)
+    path.write_bytes(kept)
     resumed = sampler(problem, prior, n=4, seed=7, batch=2, resume=path)
     assert torch.equal(resumed.x, whole.x) and facts(resumed) == facts(whole)
     assert not path.exists()

@@ -1,5 +1,6 @@
 """The user's files: units, places in the scanner, measurements without a truth, and one clear line for what can't be used."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff.core import ConfigError, Gaussian, InvdiffError, ShapeError, build
+from invdiff.core import ConfigError, DataError, Gaussian, InvdiffError, ShapeError, build
 from invdiff.guidance import MMPS
 from invdiff.io.images import read_array, write_hdf5, write_nifti
 from invdiff.operators.restoration import Identity
@@ -143,6 +144,10 @@ def files(folder: Path) -> None:
     write_nifti(folder / "flat.nii.gz", np.zeros((16, 16, 2), np.float32), np.diag([1.0, 2.0, 1.0, 1.0]))
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "colour.png")
     np.save(folder / "complex.npy", np.zeros((6, 24), np.complex64))
+    write_nifti(folder / "nowhere.nii", np.zeros((16, 16, 2), np.float32), np.eye(4))
+    header = bytearray((folder / "nowhere.nii").read_bytes())
+    header[280:328] = bytes(48)  # the rows of the affine
+    (folder / "nowhere.nii").write_bytes(header)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,14 @@ def files(folder: Path) -> None:
         ("absent.npy", {"units": "hu"}, "no such file"),
         ("truncated.npy", {"units": "hu"}, "truncated.npy"),
         ("nan.npy", {"units": "hu"}, "256 of the 256 values are NaN"),
+        ("", {"units": "hu"}, "expected the name of a file"),
+        ("complex.npy", {"units": "hu"}, "expected real values, got complex64"),
+        ("nowhere.nii", {"units": "hu"}, "its affine can't be inverted"),
+        (None, {"units": "hu", "axis": 1}, "expected a file, data.path=FILE, for axis=1, units=hu"),
+        ("slice.npy", {"scale": math.nan}, "a finite scale"),
+        ("slice.npy", {"units": "hu", "clip": [300.0, -300.0]}, "low < high"),
+        ("slice.npy", {"units": "hu", "pixel": 0.0}, "pixel > 0"),
+        ("slice.npy", {"units": "hu", "measurement_scale": 0.0}, "a finite measurement_scale"),
         ("slice.npy", {}, "say what its numbers mean"),
         ("slice.npy", {"units": "hu", "scale": 1.0}, "say what its numbers mean"),
         ("slice.npy", {"units": "hounsfield"}, "expected units"),
@@ -178,11 +191,28 @@ def test_bad_input_is_one_clear_line(tmp_path, file, options, message):
         options = options | {"measurement": str(tmp_path / options["measurement"])}
     with pytest.raises(InvdiffError, match=message) as error:
         task = small(
-            build({"_target_": "invdiff.tasks.CTSlices", "path": file and str(tmp_path / file), **options}),
+            build({"_target_": "invdiff.tasks.CTSlices", "path": str(tmp_path / file) if file else file, **options}),
             lambda i: sparse_view_ct(i, views=3),
         )
         task.run(prior=FIELD, sampler=FAST, n=1)
     assert "\n" not in str(error.value)
+
+
+def test_k_space_has_to_be_complex(tmp_path):
+    np.save(tmp_path / "real.npy", np.ones((2, 16, 16), np.float32))
+    with pytest.raises(ShapeError, match=r"expected complex k-space, got \(2, 16, 16\) float32"):
+        next(MRSlice(measurement=str(tmp_path / "real.npy")).items(1, 0, FIELD))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(np.zeros((16, 16)), "nothing is measured"), (np.full((16, 16), np.nan), "NaN"), (np.array([["a"]]), "expected numbers")],
+)
+def test_masks_and_maps_have_to_say_something(tmp_path, values, message):
+    np.save(tmp_path / "given.npy", values)
+    for option in ("mask", "maps"):
+        with pytest.raises(DataError, match=message):
+            cartesian_mri(Item("i", (1, 16, 16)), **{option: str(tmp_path / "given.npy")})
 
 
 def test_setups_name_what_does_not_fit(tmp_path):
