@@ -76,13 +76,9 @@ class Gaussian(Noise):
         return residual.abs().square().flatten(1).sum(1)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        fits = self.sigma.ndim <= len(shape) and all(
-            a in (1, b) for a, b in zip(self.sigma.shape[::-1], shape[::-1], strict=False)
-        )
-        if not fits:
-            raise ShapeError(
-                f"Gaussian: expected sigma to broadcast to the measurement {tuple(shape)}, got {tuple(self.sigma.shape)}"
-            )
+        own = tuple(self.sigma.shape)
+        if len(own) > len(shape) or any(a not in (1, b) for a, b in zip(own[::-1], shape[::-1], strict=False)):
+            raise ShapeError(f"Gaussian: expected sigma to broadcast to the measurement {tuple(shape)}, got {own}")
 
     def gaussian(self, y: Tensor) -> tuple[Gaussian, Tensor]:
         return self, y

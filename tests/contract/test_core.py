@@ -11,6 +11,7 @@ from invdiff.core import (
     Gaussian,
     Karras,
     LogUniform,
+    Matrix,
     NumericalError,
     Poisson,
     Problem,
