@@ -16,7 +16,7 @@ help:  ## this list
 install: $(STAMP)  ## .venv with the tested versions (every target below does this first)
 
 demo: $(STAMP)  ## sparse-view CT with uncertainty: a table, and a report in outputs/demo
-	@$(BIN)/invdiff run task=ct_sparse_view out=outputs/demo
+	@$(BIN)/invdiff run task=ct_sparse_view seed=4 out=outputs/demo
 
 test: $(STAMP)  ## the fast tests, on two cores
 	$(PYTEST) -n $(WORKERS) -m "not slow and not gpu"
