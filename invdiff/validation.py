@@ -242,7 +242,7 @@ def contenders() -> list[Contender]:
     ]
     # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the
     # integrator is deterministic; the ancestral one forgets its start, and wants its steps at lower levels
-    near = replace(far, sigma_max=100.0)
+    near = replace(far, sigma_max=300.0)
     for integrator, grid, steps in ((Heun(), far, 80), (Euler(), far, 800), (Ancestral(), near, 800)):
         name = f"exact denoiser, {type(integrator).__name__.lower()}"
         sampler = Guided(integrator=integrator, grid=grid, steps=steps)
