@@ -11,12 +11,16 @@ evaluated at x = x_t / alpha_t, sigma = sigma_t / alpha_t; a rectified flow has 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from .errors import ConfigError, ShapeError
 
-__all__ = ["Denoiser"]
+__all__ = ["Condition", "Denoiser"]
+
+# what a conditional prior is told: `concat` (B or 1, C', *spatial), `vector` (B or 1, K), `label` (B or 1,)
+Condition = Mapping[str, Tensor]
 
 
 class Denoiser(nn.Module):
@@ -27,7 +31,13 @@ class Denoiser(nn.Module):
         sigma_min, sigma_max: the noise levels, in data units, between which the denoiser may be called.
 
     Subclasses write `forward(x, sigma)`: (B, *shape), (B,) -> (B, *shape), items of a batch independent of each other.
+    A conditional one, E[x0 | x, condition], writes `forward(x, sigma, condition=None)`.
+
+    Attributes:
+        divisor: what the free dimensions of the shape must be multiples of.
     """
+
+    divisor: int = 1
 
     def __init__(self, shape: tuple[int | None, ...], sigma_min: float = 2e-3, sigma_max: float = 80.0) -> None:
         super().__init__()
@@ -36,7 +46,7 @@ class Denoiser(nn.Module):
         self.shape = tuple(shape)
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """Check the shapes once for every prior, then denoise."""
         fits = x.ndim == len(self.shape) + 1 and all(s in (None, n) for s, n in zip(self.shape, x.shape[1:], strict=True))
         if not fits or x.is_complex():
@@ -44,7 +54,7 @@ class Denoiser(nn.Module):
             raise ShapeError(f"{type(self).__name__}: expected real x of shape (B, {want}), got {tuple(x.shape)} {x.dtype}")
         if sigma.shape != x.shape[:1]:
             raise ShapeError(f"{type(self).__name__}: expected sigma of shape ({x.shape[0]},), got {tuple(sigma.shape)}")
-        return super().__call__(x, sigma)
+        return super().__call__(x, sigma) if condition is None else super().__call__(x, sigma, condition)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x] at noise level sigma, in the units of the data."""

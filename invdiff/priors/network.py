@@ -4,7 +4,7 @@
     c_skip = sigma_d^2 / (sigma^2 + sigma_d^2),    c_out = sigma sigma_d / sqrt(sigma^2 + sigma_d^2),
     c_in = 1 / sqrt(sigma^2 + sigma_d^2),          c_noise = ln(sigma) / 4,
 
-sigma_d the root mean square of the data. As sigma -> 0, D -> x whatever the network says.
+x counted from the data's mean, sigma_d their root mean square from there. As sigma -> 0, D -> x whatever the network says.
 
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
 arXiv:2206.00364, Table 1 and Appendix B.6.
@@ -37,7 +37,8 @@ class EDMDenoiser(Denoiser):
 
     Args:
         net: F(x, noise) for x of unit root mean square.
-        sigma_data: root mean square of the data, in its units.
+        sigma_data: root mean square of the data about `mean`, in its units.
+        mean: one number for all channels and pixels.
         sigma_min, sigma_max: the noise levels it was trained for.
         bf16: run the network under bfloat16 autocast. The skip path stays in the input's dtype.
 
@@ -50,15 +51,22 @@ class EDMDenoiser(Denoiser):
     """
 
     def __init__(
-        self, net: UNet, *, sigma_data: float, sigma_min: float = 0.005, sigma_max: float = 40.0, bf16: bool = False
+        self,
+        net: UNet,
+        *,
+        sigma_data: float,
+        mean: float = 0.0,
+        sigma_min: float = 0.005,
+        sigma_max: float = 40.0,
+        bf16: bool = False,
     ) -> None:
         channels = net.architecture["channels_in"]
         super().__init__((channels, None, None), sigma_min, sigma_max)
         if net.architecture["channels_out"] != channels:
             raise ConfigError(f"EDMDenoiser: the network maps {channels} channels to {net.architecture['channels_out']}")
-        if not 0.0 < sigma_data < float("inf"):
-            raise ConfigError(f"EDMDenoiser: expected sigma_data > 0, got {sigma_data}")
-        self.net, self.sigma_data, self.bf16 = net, float(sigma_data), bf16
+        if not (0.0 < sigma_data < float("inf") and abs(mean) < float("inf")):
+            raise ConfigError(f"EDMDenoiser: expected sigma_data > 0 and a finite mean, got {sigma_data} and {mean}")
+        self.net, self.sigma_data, self.mean, self.bf16 = net, float(sigma_data), float(mean), bf16
         self.facts: dict[str, Any] = {}
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -70,9 +78,9 @@ class EDMDenoiser(Denoiser):
         s = sigma.to(x.dtype)[:, None, None, None]
         total = (s.square() + self.sigma_data**2).sqrt()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            out = self.net((x / total).to(dtype), (sigma.log() / 4).to(dtype))
+            out = self.net(((x - self.mean) / total).to(dtype), (sigma.log() / 4).to(dtype))
         # 1 - sigma^2 / total^2 keeps c_skip <= 1 and D - x = O(sigma) without cancellation
-        return x - (s / total).square() * x + s * self.sigma_data / total * out.to(x.dtype)
+        return x - (s / total).square() * (x - self.mean) + s * self.sigma_data / total * out.to(x.dtype)
 
     def save(self, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write weights, architecture and facts (anything JSON can hold: data, licence, errors) as one safetensors file.
@@ -84,6 +92,7 @@ class EDMDenoiser(Denoiser):
         header = {
             "architecture": self.net.architecture,
             "sigma_data": self.sigma_data,
+            "mean": self.mean,
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
             "shape": list(self.shape),
@@ -124,7 +133,7 @@ def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = Fa
         size = int.from_bytes(blob[:8], "little")
         header = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"][_KEY])
         limits = {name: header[name] for name in ("sigma_data", "sigma_min", "sigma_max")}
-        denoiser = EDMDenoiser(UNet(**header["architecture"]), **limits, bf16=bf16)
+        denoiser = EDMDenoiser(UNet(**header["architecture"]), **limits, mean=header.get("mean", 0.0), bf16=bf16)
         denoiser.facts = dict(header["facts"])
         denoiser.net.load_state_dict(weights)
     except SafetensorError as error:
