@@ -11,11 +11,15 @@ evaluated at x = x_t / alpha_t, sigma = sigma_t / alpha_t; a rectified flow has 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from .errors import ConfigError, ShapeError
+
+if TYPE_CHECKING:
+    from .operator import Operator
 
 __all__ = ["Condition", "Denoiser"]
 
@@ -55,6 +59,24 @@ class Denoiser(nn.Module):
         if sigma.shape != x.shape[:1]:
             raise ShapeError(f"{type(self).__name__}: expected sigma of shape ({x.shape[0]},), got {tuple(sigma.shape)}")
         return super().__call__(x, sigma) if condition is None else super().__call__(x, sigma, condition)
+
+    @property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """Shape of what the unknown stands for: of an image, where the unknown is its latents."""
+        return self.shape
+
+    @property
+    def image_divisor(self) -> int:
+        """What the free dimensions of `image_shape` must be multiples of."""
+        return self.divisor
+
+    def synthesis(self, shape: Sequence[int]) -> Operator | None:
+        """The operator from unknowns to images of a shape (C, *spatial); None where they are the same."""
+        return None
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """The unknowns of images (B, C, *spatial)."""
+        return x
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x] at noise level sigma, in the units of the data."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, Denoiser, LinearOperator, NumericalError, Problem, Samples
+from ..core import CapabilityError, Denoiser, LinearOperator, NumericalError, Operator, Problem, Samples
 from ..io.images import write_nifti
 from ..metrics import coverage
 from ..report import LEVEL, Estimate
@@ -33,8 +33,9 @@ class Case:
     Args:
         item: what is reconstructed.
         problem: in the domain of the image.
-        unknown: the same problem on the prior's grid.
-        to_image: from that grid to the image; None where they agree.
+        unknown: the same problem for the prior's unknown.
+        to_image: from the prior's grid to the image; None where they agree.
+        decoder: from the unknown to the prior's grid; None where they agree.
         seed: of this item's noise and draws.
     """
 
@@ -42,10 +43,12 @@ class Case:
     problem: Problem
     unknown: Problem
     to_image: LinearOperator | None
+    decoder: Operator | None
     seed: int
 
     def image(self, x: Tensor) -> Tensor:
         """Unknowns (B, *shape) as images."""
+        x = x if self.decoder is None else self.decoder(x)
         return x if self.to_image is None else self.to_image(x)
 
 
@@ -84,14 +87,15 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
     if exact is not None:
         mean = exact.mean[None]
         samples = exact.samples.map(lambda x: view(case.image(x)))
-        image = samples.mean if task.view == "magnitude" else case.image(mean)[0]
-        estimates.append(Estimate(method="exact posterior", image=image, misfit=_misfit(case, mean), samples=samples))
+        image, misfit = samples.mean if task.view == "magnitude" else case.image(mean)[0], float(case.unknown.chi2(mean))
+        estimates.append(Estimate(method="exact posterior", image=image, misfit=misfit, samples=samples))
     against = {} if exact is None else exact.compare(draws)
-    seen = draws.map(lambda x: view(case.image(x)))
+    images = draws.map(case.image)
+    seen = images.map(view)
     each = float(torch.stack([case.unknown.chi2(x[None])[0] for x in draws.x]).mean())
     covered = _component_coverage(case, draws) if task.view == "magnitude" else None
     estimates.append(
-        Estimate.of(seen, misfit=_misfit(case, draws.mean[None]), coverage=covered, misfit_of_draws=each, **against)
+        Estimate.of(seen, misfit=float(problem.chi2(images.mean[None])), coverage=covered, misfit_of_draws=each, **against)
     )
     distance, notes = _distance(case, prior, draws)
     truth = None if item.truth is None else view(item.truth.to(problem.y.device))
@@ -130,10 +134,6 @@ def _component_coverage(case: Case, draws: Samples) -> float | None:
     return float(coverage(low[None], high[None], truth[None]))
 
 
-def _misfit(case: Case, x: Tensor) -> float:
-    return float(case.unknown.chi2(x))
-
-
 def _data_range(rule: float | str | None, truth: Tensor | None) -> float | None:
     if truth is None or rule is None:
         return None
@@ -147,7 +147,7 @@ def _distance(case: Case, prior: Denoiser, draws: Samples) -> tuple[dict[str, An
         images, of = draws.x[:4], "reconstruction"
     else:
         x = truth[None].to(draws.x.device, draws.x.dtype.to_complex() if truth.is_complex() else draws.x.dtype)
-        images, of = x if case.to_image is None else case.to_image.adjoint(x), "truth"
+        images, of = prior.analyse(x if case.to_image is None else case.to_image.adjoint(x)), "truth"
     distance = distance_from_prior(prior, images, seed=case.seed)
     if distance is None:
         return None, []

@@ -106,7 +106,8 @@ class Relative:
 def synthesis(operator: Operator, prior: Denoiser) -> LinearOperator | None:
     """From the prior's real grid to the operator's image: complex numbers from two channels, the image from a larger grid.
 
-    Priors of any size need multiples of their `divisor`; the image is then the centre of the next larger grid.
+    Priors of any size need multiples of their `divisor`; the image is then the centre of the next larger grid. Of a latent
+    prior, the grid is that of the images it decodes to.
 
     Returns:
         The operator, or None where the two agree.
@@ -116,13 +117,13 @@ def synthesis(operator: Operator, prior: Denoiser) -> LinearOperator | None:
     """
     view = ViewAsComplex(operator.in_shape) if operator.in_complex else None
     real = operator.in_shape if view is None else view.in_shape
-    divisor = int(getattr(prior, "divisor", getattr(getattr(prior, "net", None), "divisor", 1)))
-    fits = len(prior.shape) == len(real) and prior.shape[0] in (None, real[0])
+    shape, divisor = prior.image_shape, prior.image_divisor
+    fits = len(shape) == len(real) and shape[0] in (None, real[0])
     grid = tuple(real[:1]) + tuple(
-        -(-n // divisor) * divisor if s is None else s for s, n in zip(prior.shape[1:], real[1:], strict=False)
+        -(-n // divisor) * divisor if s is None else s for s, n in zip(shape[1:], real[1:], strict=False)
     )
     if not fits or any(g < n for g, n in zip(grid, real, strict=True)):
-        wants = ", ".join("any" if s is None else str(s) for s in prior.shape)
+        wants = ", ".join("any" if s is None else str(s) for s in shape)
         raise ShapeError(
             f"{type(prior).__name__} is a prior on ({wants}), the image needs {tuple(real)}"
             f"{' (complex: two channels)' if view is not None else ''}: choose a prior that fits, or the size of the data"

@@ -165,7 +165,10 @@ class Task:
         to_image = synthesis(problem.operator, prior)
         to_image = None if to_image is None else to_image.to(device)
         unknown = problem if to_image is None else problem.through(to_image)
-        return Case(item=item, problem=problem, unknown=unknown, to_image=to_image, seed=seed)
+        decoder = prior.synthesis(unknown.shape)
+        if decoder is not None:
+            unknown = unknown.through(decoder)
+        return Case(item=item, problem=problem, unknown=unknown, to_image=to_image, decoder=decoder, seed=seed)
 
     def _config(self, prior: Denoiser, sampler: Sampler, n: int, items: int, seed: int) -> dict[str, Any]:
         return {"task": repr(self), "prior": repr(prior), "sampler": repr(sampler), "n": n, "items": items, "seed": seed}

@@ -1,0 +1,147 @@
+"""A small convolutional autoencoder, and its decoder as a forward operator.
+
+    z = encode(x),    x ~ decode(z),    encode and decode differentiable, any size that `factor` divides
+
+A latent prior is a Denoiser of z; the problem for z is `problem.through(Decoder(autoencoder, shape))`, whose samples are
+decoded by the same operator. The Jacobian of decode is `Decoder.jvp` and `Decoder.vjp`, exact by automatic differentiation.
+
+Trained as a variational autoencoder with a fixed precision s of the reconstruction (`invdiff.learning.autoencoder_loss`),
+
+    L = E |x - decode(m + v n)|^2 / (2 s^2) + KL(N(m, v^2) || N(0, 1)),     (m, v) from the encoder,
+
+the latents that the prior is trained on are the means m, which are then close to unit scale; `encode` returns them. What the
+decoder can't represent no prior and no measurement brings back: `reconstruction` in the facts is that error.
+
+References: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114. Rombach, Blattmann, Lorenz, Esser, Ommer,
+High-resolution image synthesis with latent diffusion models, 2022, arXiv:2112.10752.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError, ShapeError
+from ..core.operator import Operator
+
+__all__ = ["Autoencoder", "Decoder"]
+
+
+class Autoencoder(nn.Module):
+    """(B, channels, H, W) <-> (B, latent, H / factor, W / factor).
+
+    Args:
+        channels: of the images.
+        latent: channels of the latents.
+        widths: channels on each scale, the finest first, multiples of 16; the finest is at half the resolution of the image
+            (pixel-unshuffle), each further one halves it again: factor = 2^len(widths).
+        blocks: residual blocks on each scale of the encoder; the decoder has one more.
+        sigma_data, mean: root mean square of the images about `mean`, in their units.
+        seed: of the initial weights; the global generator is left alone.
+
+    Raises:
+        ConfigError: a width or a count is not possible.
+        ShapeError: H or W is not a multiple of `factor`, or the channels differ.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        latent: int,
+        *,
+        widths: Sequence[int] = (64, 96),
+        blocks: int = 2,
+        sigma_data: float = 1.0,
+        mean: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not widths or any(w < 16 or w % 16 for w in widths) or min(channels, latent, blocks) < 1 or not sigma_data > 0:
+            raise ConfigError(
+                "Autoencoder: expected widths that are multiples of 16, and positive channels, latent, blocks and sigma_data, "
+                f"got {tuple(widths)}, {channels}, {latent}, {blocks} and {sigma_data}"
+            )
+        self.architecture = {"channels": channels, "latent": latent, "widths": list(widths), "blocks": blocks}
+        self.sigma_data, self.mean = float(sigma_data), float(mean)
+        self.channels, self.latent, self.factor = channels, latent, 2 ** len(widths)
+        self.facts: dict[str, Any] = {}
+        down: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, widths[0], 3, padding=1)]
+        down += [_Block(widths[0]) for _ in range(blocks)]
+        for fine, coarse in itertools.pairwise(widths):
+            down += [nn.Conv2d(fine, coarse, 2, stride=2), *(_Block(coarse) for _ in range(blocks))]
+        self.down = nn.Sequential(*down, nn.GroupNorm(widths[-1] // 16, widths[-1]), nn.SiLU())
+        self.moments = nn.Conv2d(widths[-1], 2 * latent, 3, padding=1)
+        up: list[nn.Module] = [nn.Conv2d(latent, widths[-1], 3, padding=1), *(_Block(widths[-1]) for _ in range(blocks + 1))]
+        for fine, coarse in reversed(list(itertools.pairwise(widths))):
+            up += [nn.Conv2d(coarse, fine, 1), nn.Upsample(scale_factor=2), *(_Block(fine) for _ in range(blocks + 1))]
+        self.up = nn.Sequential(*up, nn.GroupNorm(widths[0] // 16, widths[0]), nn.SiLU())
+        self.exit = nn.Sequential(nn.Conv2d(widths[0], 4 * channels, 3, padding=1), nn.PixelShuffle(2))
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                bound = module.weight[0].numel() ** -0.5
+                nn.init.uniform_(module.weight, -bound, bound, generator)
+                nn.init.zeros_(module.bias)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the encoder's Gaussian, (B, latent, H / factor, W / factor) each."""
+        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ShapeError(
+                f"Autoencoder: expected images (B, {self.channels}, H, W) with H and W multiples of {self.factor}, got "
+                f"{tuple(x.shape)}"
+            )
+        m, log_v = self.moments(self.down((x - self.mean) / self.sigma_data)).chunk(2, dim=1)
+        # bounded like a standard deviation in float32 is: neither an overflow nor a division by zero
+        return m, (6.0 * torch.tanh(log_v / 6.0)).exp()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The latents of images, the encoder's mean."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The images of latents."""
+        if z.ndim != 4 or z.shape[1] != self.latent:
+            raise ShapeError(f"Autoencoder: expected latents (B, {self.latent}, h, w), got {tuple(z.shape)}")
+        return self.mean + self.sigma_data * self.exit(self.up(z))
+
+    def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Shape of the latents of images of a shape (C, H, W)."""
+        if len(shape) != 3 or shape[0] != self.channels or shape[1] % self.factor or shape[2] % self.factor:
+            raise ShapeError(
+                f"Autoencoder: expected an image shape ({self.channels}, H, W), multiples of {self.factor}, got {tuple(shape)}"
+            )
+        return self.latent, shape[1] // self.factor, shape[2] // self.factor
+
+
+class Decoder(Operator):
+    """decode as a forward operator: latents -> images of one shape.
+
+    Args:
+        autoencoder: anything with `decode(z)` and `latent_shape(shape)`; its weights are not trained through the operator.
+        shape: of the images, (C, H, W).
+    """
+
+    def __init__(self, autoencoder: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__(autoencoder.latent_shape(shape), tuple(shape))
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.autoencoder.decode(x)
+
+
+class _Block(nn.Module):
+    """h + conv(silu(norm(conv(silu(norm(h))))))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        groups = width // 16
+        self.norm1, self.conv1 = nn.GroupNorm(groups, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, width), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(h))))))
