@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ShapeError
 from ..core.operator import Operator
+from .files import read, write
 
-__all__ = ["Autoencoder", "Decoder"]
+__all__ = ["Autoencoder", "Decoder", "load_autoencoder"]
 
 
 class Autoencoder(nn.Module):
@@ -85,7 +87,7 @@ class Autoencoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 bound = module.weight[0].numel() ** -0.5
-                nn.init.uniform_(module.weight, -bound, bound, generator)
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.zeros_(module.bias)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +118,33 @@ class Autoencoder(nn.Module):
                 f"Autoencoder: expected an image shape ({self.channels}, H, W), multiples of {self.factor}, got {tuple(shape)}"
             )
         return self.latent, shape[1] // self.factor, shape[2] // self.factor
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write weights, architecture, units and facts as one safetensors file, for `load_autoencoder`."""
+        units = {"sigma_data": self.sigma_data, "mean": self.mean}
+        header = {"network": "Autoencoder", "architecture": self.architecture | units, "facts": self.facts}
+        write(path, self.state_dict(), header, dtype)
+
+
+def load_autoencoder(path: str | Path, *, sha256: str | None = None) -> Autoencoder:
+    """The autoencoder that `Autoencoder.save` wrote, frozen, on the CPU.
+
+    Args:
+        sha256: expected hash of the file, hexadecimal; None to accept any.
+
+    Raises:
+        DataError: the file is missing, truncated, not one of these, or has another hash.
+    """
+
+    def make(header: dict[str, Any], weights: dict[str, Tensor]) -> Autoencoder:
+        if header["network"] != "Autoencoder":
+            raise ValueError(f"it is a {header['network']}")
+        autoencoder = Autoencoder(**header["architecture"])
+        autoencoder.facts = dict(header["facts"])
+        autoencoder.load_state_dict(weights)
+        return autoencoder
+
+    return read(path, make, who="load_autoencoder", sha256=sha256).eval().requires_grad_(False)
 
 
 class Decoder(Operator):

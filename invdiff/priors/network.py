@@ -1,96 +1,134 @@
-"""A network as a denoiser: EDM preconditioning, and a file format that carries everything needed to use it.
+"""A network as a denoiser: its preconditioning, and a file format that carries everything needed to use it.
 
-    D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)
-    c_skip = sigma_d^2 / (sigma^2 + sigma_d^2),    c_out = sigma sigma_d / sqrt(sigma^2 + sigma_d^2),
-    c_in = 1 / sqrt(sigma^2 + sigma_d^2),          c_noise = ln(sigma) / 4,
+With x counted from the data's mean, sigma_d their root mean square from there, and c_in = 1 / sqrt(sigma^2 + sigma_d^2),
 
-x counted from the data's mean, sigma_d their root mean square from there. As sigma -> 0, D -> x whatever the network says.
+    D(x, sigma) = c_skip x + c_out F(c_in x, c_noise),
+
+            c_skip                             c_out                                            c_noise
+    edm     sigma_d^2 / (sigma^2 + sigma_d^2)  sigma sigma_d / sqrt(sigma^2 + sigma_d^2)        ln(sigma) / 4
+    flow    sigma_d / (sigma + sigma_d)        -sigma sigma_d / (sigma + sigma_d)               ln(sigma / sigma_d) / 4
+
+The second is a rectified flow in units of sigma_d: at the time tau = sigma / (sigma + sigma_d) its state is
+x_tau = (1 - tau) x0 + tau eps = (1 - tau) x / sigma_d, F is its velocity v = eps - x0, and D = x_tau - tau v. The network sees
+x_tau divided by its standard deviation sqrt((1 - tau)^2 + tau^2), which is c_in x again. As sigma -> 0, D -> x whatever the
+network says.
 
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
-arXiv:2206.00364, Table 1 and Appendix B.6.
+arXiv:2206.00364, Table 1 and Appendix B.6. Liu, Gong, Liu, Flow straight and fast: learning to generate and transfer data with
+rectified flow, 2022, arXiv:2209.03003.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..core.denoiser import Denoiser
-from ..core.errors import ConfigError, DataError, ShapeError
-from ..core.files import atomic
+from ..core.denoiser import Condition, Denoiser
+from ..core.errors import ConfigError, ShapeError
 from ..core.rng import Streams
+from .dit import DiT
+from .files import read, write
+from .fno import FNO
+from .layers import Network, over
 from .unet import UNet
 
 __all__ = ["EDMDenoiser", "denoising_error", "load_network"]
 
-_KEY = "invdiff.network"
+_NETWORKS = {cls.__name__: cls for cls in (UNet, DiT, FNO)}
 
 
 class EDMDenoiser(Denoiser):
-    """E[x0 | x] from a preconditioned network; images of any size that the network divides.
+    """E[x0 | x] from a preconditioned network; signals, images and volumes of any size that the network divides.
 
     Args:
-        net: F(x, noise) for x of unit root mean square.
+        net: F(x, noise, condition) for x of unit root mean square: a UNet, a DiT or an FNO.
         sigma_data: root mean square of the data about `mean`, in its units.
         mean: one number for all channels and pixels.
         sigma_min, sigma_max: the noise levels it was trained for.
         bf16: run the network under bfloat16 autocast. The skip path stays in the input's dtype.
+        preconditioning: "edm", or "flow" for a network that predicts the velocity of a rectified flow.
 
-    Shapes: (B, C, H, W), (B,) -> (B, C, H, W), in the dtype of x; the network runs in the dtype of its weights, which
-    `.double()` changes.
+    Shapes: (B, C, *spatial), (B,) -> (B, C, *spatial), in the dtype of x; the network runs in the dtype of its weights, which
+    `.double()` changes. A conditional network is called as `denoiser(x, sigma, condition)`.
 
     Raises:
-        ConfigError: sigma_data is not positive, or the network's channels in and out differ.
-        ShapeError: H or W is not a multiple of `net.divisor`.
+        ConfigError: sigma_data is not positive, the preconditioning is unknown, the network's channels in and out differ, or it
+            has no noise level; on a call, the condition is not the one that the network was declared with.
+        ShapeError: a size is not a multiple of `divisor`.
     """
 
     def __init__(
         self,
-        net: UNet,
+        net: Network,
         *,
         sigma_data: float,
         mean: float = 0.0,
         sigma_min: float = 0.005,
         sigma_max: float = 40.0,
         bf16: bool = False,
+        preconditioning: Literal["edm", "flow"] = "edm",
     ) -> None:
         channels = net.architecture["channels_in"]
-        super().__init__((channels, None, None), sigma_min, sigma_max)
+        super().__init__((channels, *[None] * net.dims), sigma_min, sigma_max)
         if net.architecture["channels_out"] != channels:
             raise ConfigError(f"EDMDenoiser: the network maps {channels} channels to {net.architecture['channels_out']}")
+        if not net.noise:
+            raise ConfigError(f"EDMDenoiser: the {type(net).__name__} has no noise level: make it with noise=True")
         if not (0.0 < sigma_data < float("inf") and abs(mean) < float("inf")):
             raise ConfigError(f"EDMDenoiser: expected sigma_data > 0 and a finite mean, got {sigma_data} and {mean}")
+        if preconditioning not in ("edm", "flow"):
+            raise ConfigError(f"EDMDenoiser: expected preconditioning to be 'edm' or 'flow', got {preconditioning!r}")
         self.net, self.sigma_data, self.mean, self.bf16 = net, float(sigma_data), float(mean), bf16
+        self.preconditioning, self.divisor = preconditioning, net.divisor
         self.facts: dict[str, Any] = {}
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x, sigma)."""
-        if x.shape[2] % self.net.divisor or x.shape[3] % self.net.divisor:
-            size, divisor = tuple(x.shape[2:]), self.net.divisor
-            raise ShapeError(f"EDMDenoiser: expected H and W to be multiples of {divisor}, got {size}: pad or crop the image")
-        dtype = self.net.exit.weight.dtype
-        s = sigma.to(x.dtype)[:, None, None, None]
+    def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
+        """D(x, sigma), given the condition if the network has one."""
+        if any(n % self.divisor for n in x.shape[2:]):
+            size = tuple(x.shape[2:])
+            raise ShapeError(f"EDMDenoiser: expected sizes that are multiples of {self.divisor}, got {size}: pad or crop")
+        dtype = next(self.net.parameters()).dtype
+        sigma, centred = sigma.to(x.dtype), x - self.mean
+        s = over(sigma, x.ndim - 1)
         total = (s.square() + self.sigma_data**2).sqrt()
+        flow = self.preconditioning == "flow"
+        noise = (sigma / self.sigma_data if flow else sigma).log() / 4
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            out = self.net(((x - self.mean) / total).to(dtype), (sigma.log() / 4).to(dtype))
-        # 1 - sigma^2 / total^2 keeps c_skip <= 1 and D - x = O(sigma) without cancellation
-        return x - (s / total).square() * (x - self.mean) + s * self.sigma_data / total * out.to(x.dtype)
+            out = self.net((centred / total).to(dtype), noise.to(dtype), condition)
+        # 1 - c_skip, so that D - x = O(sigma) without cancellation
+        shrink = s / (s + self.sigma_data) if flow else (s / total).square()
+        return x - shrink * centred + over(self.output_scale(sigma), x.ndim - 1) * out.to(x.dtype)
 
-    def save(self, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """c_out(sigma), (B,) -> (B,): what one unit of the network's output is in data units.
+
+        The loss weight 1 / c_out^2 on |D - x0|^2 is the plain squared error of F: of EDM, or of flow matching.
+        """
+        if self.preconditioning == "flow":
+            return -sigma * self.sigma_data / (sigma + self.sigma_data)
+        return sigma * self.sigma_data / (sigma.square() + self.sigma_data**2).sqrt()
+
+    def save(self, path: str | Path, facts: Mapping[str, Any] | None = None, *, dtype: torch.dtype | None = None) -> None:
         """Write weights, architecture and facts (anything JSON can hold: data, licence, errors) as one safetensors file.
 
-        The file is written under a temporary name and renamed. Raises DataError when it can't be written.
-        """
-        from safetensors.torch import save
+        The file is written under a temporary name and renamed.
 
+        Args:
+            facts: None for those of the denoiser.
+            dtype: of the stored weights, float32, float16 or bfloat16; None for that of the network. They are read as float32.
+
+        Raises:
+            ConfigError: the facts are no JSON, the dtype is another, or a weight is beyond its range.
+            DataError: the file can't be written.
+        """
         header = {
+            "network": type(self.net).__name__,
             "architecture": self.net.architecture,
+            "preconditioning": self.preconditioning,
             "sigma_data": self.sigma_data,
             "mean": self.mean,
             "sigma_min": self.sigma_min,
@@ -98,13 +136,7 @@ class EDMDenoiser(Denoiser):
             "shape": list(self.shape),
             "facts": dict(self.facts if facts is None else facts),
         }
-        weights = {name: t.detach().cpu().contiguous() for name, t in self.net.state_dict().items()}
-        try:
-            blob = save(weights, metadata={_KEY: json.dumps(header, allow_nan=False)})
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"EDMDenoiser: the facts can't be written as JSON: {error}") from None
-        with atomic(path, parents=True) as part:
-            part.write_bytes(blob)
+        write(path, self.net.state_dict(), header, dtype)
 
 
 def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = False) -> EDMDenoiser:
@@ -116,34 +148,21 @@ def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = Fa
     Raises:
         DataError: the file is missing, truncated, not one of these, or has another hash.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
 
-    try:
-        blob = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"load_network: can't read {path}: {error.strerror}") from None
-    found = hashlib.sha256(blob).hexdigest()
-    if sha256 is not None and found != sha256.lower():
-        raise DataError(
-            f"load_network: {path} is truncated or altered: expected sha256 {sha256}, found {found}: get the file again"
-        )
-    try:
-        weights = load(blob)
-        size = int.from_bytes(blob[:8], "little")
-        header = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"][_KEY])
+    def make(header: dict[str, Any], weights: dict[str, Tensor]) -> EDMDenoiser:
         limits = {name: header[name] for name in ("sigma_data", "sigma_min", "sigma_max")}
-        denoiser = EDMDenoiser(UNet(**header["architecture"]), **limits, mean=header.get("mean", 0.0), bf16=bf16)
+        kind = header.get("network", "UNet")
+        if kind not in _NETWORKS:
+            raise ValueError(f"no network is called {kind!r}")
+        # files from before these options are of a U-Net about zero, preconditioned as in EDM
+        options = {"mean": header.get("mean", 0.0), "preconditioning": header.get("preconditioning", "edm")}
+        denoiser = EDMDenoiser(_NETWORKS[kind](**header["architecture"]), **limits, **options, bf16=bf16)
         denoiser.facts = dict(header["facts"])
         denoiser.net.load_state_dict(weights)
-    except SafetensorError as error:
-        raise DataError(f"load_network: {path} is truncated or no safetensors file ({error})") from None
-    except KeyError as error:
-        raise DataError(f"load_network: {path} is no network of invdiff: its metadata has no {error}") from None
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"load_network: {path} describes a network that its weights do not fit ({reason})") from None
-    return denoiser.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        return denoiser
+
+    denoiser = read(path, make, who="load_network", sha256=sha256)
+    return denoiser.eval().requires_grad_(False).to(memory_format=denoiser.net.memory_format)
 
 
 @torch.no_grad()

@@ -1,32 +1,33 @@
-"""A small convolutional U-Net with FiLM noise conditioning.
+"""A small convolutional U-Net with FiLM noise conditioning, in one, two or three dimensions.
 
 Pixel-unshuffle at the entrance and pixel-shuffle at the exit (no layer works at full resolution, where a narrow network spends
 most of its time and few of its parameters), residual blocks GroupNorm-SiLU-conv, additive skips, and in every block a scale and
-a shift h -> (1 + a) h + b computed from the noise level. There is no attention and no position, so that any size divisible by
-`UNet.divisor` works. The last convolution of every block and of the network starts at zero: the network starts as F = 0 and
-every block as the identity.
+a shift h -> (1 + a) h + b computed from the noise level and the condition. Self-attention on the scales that ask for it. There
+are no positions, so that any size divisible by `UNet.divisor` works. The last convolution of every block and of the network,
+and the projection of every attention, start at zero: the network starts as F = 0 and every block as the identity.
 
 References: Ronneberger, Fischer, Brox, U-Net, MICCAI 2015. Perez et al., FiLM, AAAI 2018. Zhang, Zuo, Zhang, FFDNet, TIP 2018
-(unshuffled entrance). Tancik et al., Fourier features let networks learn high frequency functions, NeurIPS 2020.
+(unshuffled entrance). Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020, arXiv:2006.11239 (attention, dropout).
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, ShapeError
+from ..core.denoiser import Condition
+from ..core.errors import ConfigError
+from .layers import Network, SelfAttention, conv, initialise, linear, over, shuffle, unshuffle
 
 __all__ = ["UNet"]
 
 
-class UNet(nn.Module):
-    """F(x, noise): (B, channels_in, H, W), (B,) -> (B, channels_out, H, W), H and W multiples of `divisor`.
+class UNet(Network):
+    """F(x, noise, condition): (B, channels_in, *spatial), (B,) -> (B, channels_out, *spatial), sizes multiples of `divisor`.
 
     Args:
         channels_in, channels_out: channels of the input and of the output.
@@ -34,11 +35,16 @@ class UNet(nn.Module):
         blocks: residual blocks on each scale of the encoder, and as many of the decoder.
         embedding: width of the noise embedding.
         patch: factor of the pixel-unshuffle at the entrance; 1 for none.
+        dims: spatial dimensions, 1, 2 or 3.
+        attention: scales (0 is the finest) whose blocks end with self-attention over all positions.
+        dropout: probability, in every block, in training only; drawn from torch's global generator.
+        concat_channels, vector, classes: the condition (see `layers`); 0 for none.
+        checkpoint: recompute the blocks in the backward pass; no part of the architecture.
         seed: of the initial weights; the global generator is left alone.
 
     Raises:
-        ConfigError: a width, a count or the patch is not possible.
-        ShapeError: the input has other channels, or H or W is not a multiple of `divisor`.
+        ConfigError: a width, a count, the patch, dims, attention or dropout is not possible.
+        ShapeError: the input has other channels, or a size is not a multiple of `divisor`.
     """
 
     def __init__(
@@ -50,15 +56,38 @@ class UNet(nn.Module):
         blocks: int = 2,
         embedding: int = 128,
         patch: int = 2,
+        dims: int = 2,
+        attention: Sequence[int] = (),
+        dropout: float = 0.0,
+        concat_channels: int = 0,
+        vector: int = 0,
+        classes: int = 0,
+        checkpoint: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         counts = (channels_in, channels_out, blocks, patch)
         if not widths or any(w < 1 or w % 32 for w in widths) or min(counts) < 1 or embedding < 2 or embedding % 2:
             raise ConfigError(
                 "UNet: expected widths that are multiples of 32, positive channels, blocks and patch, and an even embedding, "
                 f"got widths={tuple(widths)}, channels={channels_in}, {channels_out}, {blocks=}, {patch=}, {embedding=}"
             )
+        if not set(attention) <= set(range(len(widths))) or not 0.0 <= dropout < 1.0:
+            raise ConfigError(
+                f"UNet: expected attention on scales 0 to {len(widths) - 1} and 0 <= dropout < 1, "
+                f"got {tuple(attention)} and {dropout}"
+            )
+        super().__init__(
+            channels_in,
+            channels_out,
+            dims=dims,
+            divisor=patch * 2 ** (len(widths) - 1),
+            embedding=embedding,
+            noise=True,
+            concat_channels=concat_channels,
+            vector=vector,
+            classes=classes,
+            checkpoint=checkpoint,
+        )
         self.architecture = {
             "channels_in": channels_in,
             "channels_out": channels_out,
@@ -67,49 +96,35 @@ class UNet(nn.Module):
             "embedding": embedding,
             "patch": patch,
         }
-        self.channels_in, self.patch = channels_in, patch
-        self.divisor = patch * 2 ** (len(widths) - 1)
-        # ln(sigma) / 4 spans about [-1.3, 1]: a quarter of a turn to eight turns
-        self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-2, 3, embedding // 2), persistent=False)
-        self.embed = nn.Sequential(_linear(embedding, embedding), nn.SiLU(), _linear(embedding, embedding), nn.SiLU())
-        self.enter = _conv(channels_in * patch**2, widths[0], 3)
+        # files from before these options have none of them
+        options = {"dims": dims if dims != 2 else 0, "attention": sorted(set(attention)), "dropout": dropout}
+        options |= {"concat_channels": concat_channels, "vector": vector, "classes": classes}
+        self.architecture |= {name: value for name, value in options.items() if value}
+        self.patch = patch
+        self.memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims, torch.contiguous_format)
+        self.enter = conv(dims, (channels_in + concat_channels) * patch**dims, widths[0], 3)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        for width in widths:
-            self.encoder.append(nn.ModuleList(_Block(width, embedding) for _ in range(blocks)))
-            self.decoder.append(nn.ModuleList(_Block(width, embedding) for _ in range(blocks)))
+        for level, width in enumerate(widths):
+            for half in (self.encoder, self.decoder):
+                half.append(nn.ModuleList(_Block(dims, width, embedding, dropout, level in attention) for _ in range(blocks)))
         for fine, coarse in itertools.pairwise(widths):
-            self.down.append(_conv(fine, coarse, 2, stride=2))
-            self.up.append(_conv(coarse, fine, 1))
+            self.down.append(conv(dims, fine, coarse, 2, stride=2))
+            self.up.append(conv(dims, coarse, fine, 1))
         self.norm = nn.GroupNorm(widths[0] // 16, widths[0])
-        self.exit = _conv(widths[0], channels_out * patch**2, 3)
-        self._initialise(torch.Generator().manual_seed(seed))
+        self.exit = conv(dims, widths[0], channels_out * patch**dims, 3)
+        last = [m.conv2 for m in self.modules() if isinstance(m, _Block)]
+        last += [m.out for m in self.modules() if isinstance(m, SelfAttention)]
+        initialise(self, torch.Generator().manual_seed(seed), zero=[self.exit, *last])
 
-    @torch.no_grad()
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Uniform with the variance 1 / (3 fan_in) that torch's layers have, and zero for the last layers."""
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                bound = module.weight[0].numel() ** -0.5
-                module.weight.uniform_(-bound, bound, generator=generator)
-                module.bias.uniform_(-bound, bound, generator=generator)
-        for last in [self.exit, *(m.conv2 for m in self.modules() if isinstance(m, _Block))]:
-            last.weight.zero_()
-            last.bias.zero_()
-
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """The network's output for inputs of unit scale and their noise coordinate, ln(sigma) / 4."""
-        if x.ndim != 4 or x.shape[1] != self.channels_in or x.shape[2] % self.divisor or x.shape[3] % self.divisor:
-            raise ShapeError(
-                f"UNet: expected (B, {self.channels_in}, H, W) with H and W multiples of {self.divisor}, got {tuple(x.shape)}"
-            )
-        angle = noise[:, None] * self.frequencies
-        code = self.embed(torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype))
-        h = self.enter(F.pixel_unshuffle(x, self.patch))
+        x, code = self.prepare(x, noise, condition)
+        h = self.enter(unshuffle(x, self.patch))
         skips = []
         for level, stage in enumerate(self.encoder):
             for block in stage:
-                h = block(h, code)
+                h = self.run(block, h, code)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
@@ -118,30 +133,37 @@ class UNet(nn.Module):
                 # a 1 x 1 convolution commutes with nearest upsampling: four times cheaper before it
                 h = F.interpolate(self.up[level](h), scale_factor=2, mode="nearest") + skips[level]
             for block in self.decoder[level]:
-                h = block(h, code)
-        return F.pixel_shuffle(self.exit(F.silu(self.norm(h))), self.patch)
+                h = self.run(block, h, code)
+        return shuffle(self.exit(F.silu(self.norm(h))), self.patch)
 
 
 class _Block(nn.Module):
-    """h + conv(silu(film(norm(conv(silu(norm(h)))))))."""
+    """h + conv(dropout(silu(film(norm(conv(silu(norm(h)))))))), then attention where the scale has it."""
 
-    def __init__(self, width: int, embedding: int) -> None:
+    def __init__(self, dims: int, width: int, embedding: int, dropout: float, attention: bool) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(width // 16, width), _conv(width, width, 3)
-        self.norm2, self.conv2 = nn.GroupNorm(width // 16, width), _conv(width, width, 3)
-        self.film = _linear(embedding, 2 * width)
+        self.norm1, self.conv1 = nn.GroupNorm(width // 16, width), conv(dims, width, width, 3)
+        self.norm2, self.conv2 = nn.GroupNorm(width // 16, width), conv(dims, width, width, 3)
+        self.film = linear(embedding, 2 * width)
+        self.attention = _Attention(width) if attention else None
+        self.dropout = dropout
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        scale, shift = self.film(code)[:, :, None, None].chunk(2, dim=1)
-        u = self.conv1(F.silu(self.norm1(h)))
-        return h + self.conv2(F.silu(torch.addcmul(shift, self.norm2(u), 1 + scale)))
+        scale, shift = over(self.film(code), h.ndim - 2).chunk(2, dim=1)
+        u = F.silu(torch.addcmul(shift, self.norm2(self.conv1(F.silu(self.norm1(h)))), 1 + scale))
+        if self.dropout and self.training:
+            u = F.dropout(u, self.dropout)
+        h = h + self.conv2(u)
+        return h if self.attention is None else self.attention(h)
 
 
-def _conv(channels_in: int, channels_out: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """An uninitialised convolution; "same" padding for odd sizes."""
-    padding = size // 2 if stride == 1 else 0
-    return nn.utils.skip_init(nn.Conv2d, channels_in, channels_out, size, stride=stride, padding=padding)
+class _Attention(nn.Module):
+    """h + attend(norm(h)) over all positions."""
 
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.GroupNorm(width // 16, width), SelfAttention(width)
 
-def _linear(features_in: int, features_out: int) -> nn.Linear:
-    return nn.utils.skip_init(nn.Linear, features_in, features_out)
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = self.norm(h).flatten(2).transpose(1, 2)
+        return h + self.attend(tokens).transpose(1, 2).unflatten(2, h.shape[2:])

@@ -196,11 +196,32 @@ def test_headers_that_the_weights_do_not_fit_are_refused(tmp_path):
     small().save(path)
     blob = path.read_bytes()
     header = json.loads(json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]["invdiff.network"])
-    changes = ({"widths": [32, 64]}, {"blocks": "many"}, {"attention": True}, {"widths": [20]})
+    changes = (
+        {"widths": [32, 64]},
+        {"blocks": "many"},
+        {"attention": True},
+        {"attention": [0]},
+        {"windows": 8},
+        {"widths": [20]},
+    )
     for change in changes:
         wrong = header | {"architecture": header["architecture"] | change}
         path.write_bytes(save(load(blob), metadata={"invdiff.network": json.dumps(wrong)}))
         _one_line(path, "do not fit")
+
+
+def test_files_from_before_there_were_other_networks_load(tmp_path):
+    path, prior = tmp_path / "prior.safetensors", small()
+    prior.save(path)
+    blob = path.read_bytes()
+    header = json.loads(json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]["invdiff.network"])
+    assert header["architecture"].keys() == {"channels_in", "channels_out", "widths", "blocks", "embedding", "patch"}
+    for key in ("network", "preconditioning", "mean"):
+        del header[key]
+    path.write_bytes(save(load(blob), metadata={"invdiff.network": json.dumps(header)}))
+    again, x, sigma = load_network(path), normal(2, 1, 16, 16), torch.tensor([0.1, 4.0])
+    assert (again.preconditioning, again.mean) == ("edm", 0.0)
+    torch.testing.assert_close(again(x, sigma), prior(x, sigma), rtol=1e-6, atol=1e-6)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
