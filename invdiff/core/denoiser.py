@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
+    from .health import Health
     from .operator import Operator
 
 __all__ = ["Condition", "Denoiser"]
@@ -39,9 +40,13 @@ class Denoiser(nn.Module):
 
     Attributes:
         divisor: what the free dimensions of the shape must be multiples of.
+        value_range: smallest and largest value of the data it was trained on; None if nobody said.
+        known: the only noise levels that it was trained at, (T,) increasing; None for all in the interval.
     """
 
     divisor: int = 1
+    value_range: tuple[float, float] | None = None
+    known: Tensor | None = None
 
     def __init__(self, shape: tuple[int | None, ...], sigma_min: float = 2e-3, sigma_max: float = 80.0) -> None:
         super().__init__()
@@ -59,6 +64,20 @@ class Denoiser(nn.Module):
         if sigma.shape != x.shape[:1]:
             raise ShapeError(f"{type(self).__name__}: expected sigma of shape ({x.shape[0]},), got {tuple(sigma.shape)}")
         return super().__call__(x, sigma) if condition is None else super().__call__(x, sigma, condition)
+
+    def check(
+        self,
+        data: Tensor,
+        *,
+        sigmas: Sequence[float] | None = None,
+        seed: int = 0,
+        expected: Mapping[str, Sequence[float]] | None = None,
+        batch: int = 16,
+    ) -> Health:
+        """Compare with held-out data (N, *shape), N >= 8: a table, or a ConfigError saying what is wrong; see `core.health`."""
+        from .health import check
+
+        return check(self, data, sigmas=sigmas, seed=seed, expected=expected, batch=batch)
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:
