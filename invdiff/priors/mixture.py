@@ -59,6 +59,18 @@ class GaussianMixture(Denoiser):
         self.register_buffer("bases", bases)
         self.register_buffer("variances", variances.clamp_min(0.0))
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the mixture, (*shape)."""
+        return torch.tensordot(self.weights, self.means, 1)
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariance of the flattened unknown, (N, N): that within the components and that between their means."""
+        within = torch.einsum("k,knm,km,kpm->np", self.weights, self.bases, self.variances, self.bases)
+        between = (self.means - self.mean).flatten(1)
+        return within + torch.einsum("k,kn,kp->np", self.weights, between, between)
+
     def _components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log(w_k N(x; m_k, C_k + sigma^2)), rotated deviations and their variances: (B, K), (B, K, N), (B, K, N)."""
         deviation = x.flatten(1)[:, None] - self.means.flatten(1)
@@ -73,9 +85,9 @@ class GaussianMixture(Denoiser):
         shrunk = torch.einsum("bkm,knm->bkn", z * self.variances / total, self.bases) + self.means.flatten(1)
         return torch.einsum("bk,bkn->bn", log.softmax(-1), shrunk).reshape(x.shape)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x), (B,); covariances must be positive definite."""
-        return self._components(x, x.new_zeros(len(x)))[0].logsumexp(-1)
+    def log_prob(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """log p(x), (B,), covariances positive definite; with sigma, (B,), that of x0 + sigma n."""
+        return self._components(x, x.new_zeros(len(x)) if sigma is None else sigma)[0].logsumexp(-1)
 
     def sample(self, streams: Streams) -> Tensor:
         """Exact draws, (draws, *shape)."""

@@ -20,9 +20,12 @@ from torch import Tensor
 from ..core import CapabilityError, Denoiser, Problem, Samples, Streams
 from ..metrics import z_cov, z_mean
 from ..operators.restoration import Blur
-from ..priors.gaussian import StationaryGaussian, linear_gaussian
+from ..priors.field import SpectralGaussian, StationaryGaussian
+from ..priors.linear import linear_gaussian
 
 __all__ = ["Exact", "exact_posterior"]
+
+_DENSE = 2048
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,14 @@ def exact_posterior(prior: Denoiser, problem: Problem, n: int, *, seed: int) -> 
     problem = Problem(problem.operator, problem.noise, y)
     try:
         if hasattr(prior, "posterior"):
-            moments = prior.posterior(problem)
-            mean, x = moments.mean, moments.sample(Streams(seed, n))
-        elif isinstance(prior, StationaryGaussian):
-            moments = None
-            draw = (
-                _periodic
-                if isinstance(problem.operator, Blur) and problem.noise.sigma.ndim == 0
-                else StationaryGaussian.posterior_draws
-            )
+            posterior = prior.posterior(problem)
+            mean, x = posterior.mean, posterior.sample(Streams(seed, n))
+            # its covariance is a dense matrix
+            moments = posterior if mean.numel() <= _DENSE else None
+        elif isinstance(prior, SpectralGaussian):
+            diagonal = isinstance(problem.operator, Blur) and problem.noise.sigma.ndim == 0
+            periodic = diagonal and isinstance(prior, StationaryGaussian)
+            moments, draw = None, _periodic if periodic else type(prior).posterior_draws
             mean, x = draw(prior, problem, n, seed=seed)
         else:
             return None
@@ -84,7 +86,7 @@ def exact_posterior(prior: Denoiser, problem: Problem, n: int, *, seed: int) -> 
 
 
 def _periodic(prior: StationaryGaussian, problem: Problem, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """The same as `StationaryGaussian.posterior_draws` where the operator, too, is diagonal in Fourier space."""
+    """The same as `SpectralGaussian.posterior_draws` where the operator, too, is diagonal in Fourier space."""
     operator, sigma = linear_gaussian(problem, "exact_posterior")
     impulse = torch.zeros_like(problem.y)
     impulse[..., 0, 0] = 1.0

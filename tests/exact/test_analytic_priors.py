@@ -99,3 +99,25 @@ def test_posterior_of_another_likelihood_is_refused(spd):
     problem = Problem.simulate(operator, Poisson(5.0), torch.ones(6, dtype=F64))
     with pytest.raises(CapabilityError, match="Poisson"):
         prior.posterior(problem)
+
+
+def test_densities_at_every_noise_level():
+    """log p_sigma of a Gaussian and of a mixture of one is torch's own, and its gradient is Tweedie's score."""
+    cov = torch.tensor([[1.0, 0.6, 0.1], [0.6, 2.0, 0.3], [0.1, 0.3, 0.5]], dtype=torch.float64)
+    mean, x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64), Streams(0, 4).normal(0, (3,), dtype=torch.float64)
+    sigma = torch.tensor([0.1, 0.5, 1.0, 5.0], dtype=torch.float64)
+    eye = torch.eye(3, dtype=torch.float64)
+    want = torch.distributions.MultivariateNormal(mean, cov + sigma[:, None, None] ** 2 * eye).log_prob(x)
+    for prior in (GaussianPrior(mean, cov), GaussianMixture(torch.ones(1, dtype=torch.float64), mean[None], cov)):
+        torch.testing.assert_close(prior.log_prob(x, sigma), want, rtol=1e-12, atol=1e-12)
+        still = torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
+        torch.testing.assert_close(prior.log_prob(x), still, rtol=1e-12, atol=1e-12)
+        score = torch.func.grad(lambda u, p=prior: p.log_prob(u, sigma).sum())(x)
+        torch.testing.assert_close(x + sigma[:, None] ** 2 * score, prior(x, sigma), rtol=1e-10, atol=1e-10)
+
+
+def test_moments_of_a_mixture():
+    """Two points at -1 and 3 with weights 1/4 and 3/4 and unit covariance: mean 2, variance 1 + 3."""
+    prior = GaussianMixture(torch.tensor([0.25, 0.75]).double(), torch.tensor([[-1.0], [3.0]]).double())
+    torch.testing.assert_close(prior.mean, torch.tensor([2.0]).double())
+    torch.testing.assert_close(prior.cov, torch.tensor([[4.0]]).double())
