@@ -8,7 +8,7 @@ compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .report import Estimate, Item
 
-__all__ = ["calibration_figure", "gaussian_figure", "reconstruction_figure"]
+__all__ = ["calibration_figure", "denoising_figure", "gaussian_figure", "reconstruction_figure"]
 
 STYLE = {
     "font.family": "sans-serif",
@@ -251,6 +251,27 @@ def gaussian_figure(draws: Tensor, mean: Tensor, cov: Tensor, *, truth: Tensor |
             ax.set_title("exact 50, 90, 99 %", color=QUIET, fontsize=8)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=3)
+        return figure
+
+
+def denoising_figure(errors: Mapping[str, Sequence[float]]) -> Figure:
+    """Denoising error of a prior against the noise level, beside the Wiener filter's.
+
+    Args:
+        errors: sigma, rms, spread and wiener, as `invdiff.learning.error_table` makes them.
+    """
+    sigma, rms, spread, wiener = (np.asarray(errors[key]) for key in ("sigma", "rms", "spread", "wiener"))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+        ax = figure.subplots()
+        ax.plot(sigma, sigma, color=GREY, lw=1.0, ls=":", label="the noise itself")
+        ax.plot(sigma, wiener, color=ORANGE, lw=1.2, label="Wiener filter")
+        # on a logarithmic axis the lower end of a wide band has to stay positive
+        ax.fill_between(sigma, np.maximum(rms - spread, rms / 10), rms + spread, color=BAND, alpha=0.5, lw=0)
+        ax.plot(sigma, rms, "o-", color=BLUE, ms=3, lw=1.4, label="network (band: between images)")
+        ax.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="rms error of D(x, sigma)")
+        ax.set_ylim(0.5 * rms.min(), 2.0 * max(rms.max(), wiener.max()))
+        ax.legend(loc="lower right")
         return figure
 
 

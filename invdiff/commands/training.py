@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..catalogue import require_device
 from ..core.build import build, check
 from ..core.errors import ConfigError
-from ..core.files import require_writable
+from ..core.files import atomic, require_writable
 from ..learning import Training, describe, fit, write_card
+from ..learning.batches import Source
+from ..learning.distributed import Team, processes
+from ..learning.interrupts import termination_interrupts
 from ..priors.network import EDMDenoiser
 
 __all__ = ["from_config", "train"]
@@ -38,7 +40,7 @@ def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ())
 
 def train(
     name: str,
-    source: Callable[[int], Tensor],
+    source: Source,
     network: EDMDenoiser,
     training: Training,
     *,
@@ -51,26 +53,44 @@ def train(
 ) -> Path:
     """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads.
 
+    Started by torchrun, the processes share the work, and process 0 writes.
+
     Args:
-        card: `held_out`, a source of images that were not trained on, `images`, how many of them, and lines about data and
-            licence. With it, the weights carry their denoising error, and NAME.md beside them is their model card.
+        card: `held_out`, a source of images that were not trained on, `images`, how many of them, `draws`, how many draws of
+            the prior to compare with twice as many of them, and lines about data and licence. With it, the weights carry their
+            denoising error, and NAME.md beside them, with the curve NAME.png, is their model card.
         threads: of torch while it trains; None leaves its own choice.
     """
     require_device(device, "train")
     require_writable(out)
-    images = 32 if card is None else card.get("images", 32)
-    if not isinstance(images, int) or images < 1 or (card is not None and not callable(card.get("held_out"))):
-        raise ConfigError(f"train: expected card to have a source held_out and images >= 1, got images={images!r}")
-    with _threads(threads):
-        trained = fit(network.to(device), source, training, out, progress=progress, resume=resume)
+    images, draws = (32, 0) if card is None else (card.get("images", 32), card.get("draws", 0))
+    if not _count(images, 1) or not _count(draws, 0) or (card is not None and not callable(card.get("held_out"))):
+        found = f"images={images!r}, draws={draws!r}"
+        raise ConfigError(f"train: expected card to have a source held_out, images >= 1 and draws >= 0, got {found}")
+    with _threads(threads), termination_interrupts(), processes(device) as own:
+        trained = fit(network.to(own), source, training, out, progress=progress, resume=resume)
         if card is None:
             return out / "ema.safetensors"
-        facts = {key: str(value) for key, value in card.items() if key not in ("held_out", "images")}
+        if not Team.here(torch.device(own)).writes:
+            return out / f"{name}.safetensors"
+        facts = {key: str(value) for key, value in card.items() if key not in ("held_out", "images", "draws")}
         trained.facts = {**trained.facts, "training": asdict(training), "step": training.steps}
-        described = describe(trained.cpu(), card["held_out"], images, facts)
+        described = describe(trained, card["held_out"], images, facts, draws=draws)
     described.save(out / f"{name}.safetensors")
-    write_card(described, name, out / f"{name}.md")
+    _curve(described, out / f"{name}.png")
+    write_card(described, name, out / f"{name}.md", figure=f"{name}.png")
     return out / f"{name}.safetensors"
+
+
+def _count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _curve(described: EDMDenoiser, path: Path) -> None:
+    from ..plot import denoising_figure
+
+    with atomic(path) as part:
+        denoising_figure(described.facts["denoising_error"]).savefig(part, dpi=150)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Learning: the training loop of network priors, and their model cards."""
 
-from .card import describe, error_table, write_card
-from .train import Training, fit
+from .card import describe, distance_table, error_table, write_card
+from .settings import Training
+from .train import fit
 
-__all__ = ["Training", "describe", "error_table", "fit", "write_card"]
+__all__ = ["Training", "describe", "distance_table", "error_table", "fit", "write_card"]

@@ -10,7 +10,8 @@ import torch
 from invdiff.core.errors import ConfigError, DataError, NumericalError, ShapeError
 from invdiff.core.rng import Streams
 from invdiff.learning import Training, fit
-from invdiff.learning.train import batch_at, edm_loss
+from invdiff.learning.batches import Batches
+from invdiff.learning.objectives import item_losses
 from invdiff.priors.network import EDMDenoiser, denoising_error, load_network
 from invdiff.priors.unet import UNet
 
@@ -30,8 +31,19 @@ def train(out, training=RUN, source=white, **options):
     return denoiser, fit(denoiser, source, training, out, progress=False, **options)
 
 
+def batch_at(source, training, step):
+    batches = Batches(source, training, untrained(), "cpu")
+    indices = batches.indices(step)
+    return batches(step, indices, range(len(indices)))
+
+
 def state(out):
     return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def weights(out):
+    """All of a checkpoint but the log's clock."""
+    return {key: value for key, value in state(out).items() if key != "log"}
 
 
 def same(a, b):
@@ -49,8 +61,8 @@ def test_the_loss_of_the_untrained_network_is_one():
     16 items of 1,024 pixels: the mean of squares of 16,384 normals has a standard error of sqrt(2 / 16384).
     """
     training = Training(steps=1, batch=16, crop=32, full_from=1.0)
-    clean, noisy, sigma = batch_at(lambda k: 0.3 * Streams(0, (k,)).normal(0, (1, 32, 32))[0], training, 0, "cpu")
-    assert abs(edm_loss(untrained(0.3), clean, noisy, sigma).item() - 1) < 5 * math.sqrt(2 / 16384)
+    batch = batch_at(lambda k: 0.3 * Streams(0, (k,)).normal(0, (1, 32, 32))[0], training, 0)
+    assert abs(item_losses(untrained(0.3), *batch, objective="edm").mean().item() - 1) < 5 * math.sqrt(2 / 16384)
 
 
 def test_levels_are_stratified_and_log_normal():
@@ -59,7 +71,7 @@ def test_levels_are_stratified_and_log_normal():
     Stratified, the errors are far below those of 1,024 independent draws; the bounds are 2 standard errors of such draws.
     """
     training = Training(steps=64, batch=16, crop=2, p_mean=-0.7, p_std=1.3, full_from=1.0)
-    levels = torch.stack([batch_at(lambda k: torch.zeros(1, 2, 2), training, t, "cpu")[2] for t in range(64)]).log()
+    levels = torch.stack([batch_at(lambda k: torch.zeros(1, 2, 2), training, t)[2] for t in range(64)]).log()
     quantiles = torch.special.ndtr((levels.double() + 0.7) / 1.3) * 16
     assert torch.equal(quantiles.floor(), torch.arange(16.0, dtype=torch.float64).expand(64, 16))
     assert abs(levels.mean() + 0.7) < 2 * 1.3 / 32
@@ -69,11 +81,11 @@ def test_levels_are_stratified_and_log_normal():
 def test_batches_are_functions_of_seed_and_step():
     ramp = torch.arange(256.0).reshape(1, 16, 16)
     training = replace(RUN, batch=4, full_from=1.0)
-    clean, noisy, sigma = batch_at(lambda k: ramp, training, 3, "cpu")
-    again = batch_at(lambda k: ramp, training, 3, "cpu")
-    assert all(map(torch.equal, (clean, noisy, sigma), again))
+    clean, noisy, sigma, _ = batch_at(lambda k: ramp, training, 3)
+    again = batch_at(lambda k: ramp, training, 3)
+    assert all(map(torch.equal, (clean, noisy, sigma), again[:3]))
     # item 12 is the first of step 3 by fours and the fifth of step 1 by eights: same crop, same noise
-    wide = batch_at(lambda k: ramp, replace(training, batch=8), 1, "cpu")
+    wide = batch_at(lambda k: ramp, replace(training, batch=8), 1)
     assert torch.equal(clean[0], wide[0][4])
     noise = ((noisy - clean) / sigma[:, None, None, None])[0], ((wide[1] - wide[0]) / wide[2][:, None, None, None])[4]
     # subtracting the image (up to 255) from the sum costs 2^-16 / sigma
@@ -84,7 +96,7 @@ def test_batches_are_functions_of_seed_and_step():
 
 
 def test_whole_images_keep_the_number_of_pixels():
-    crops, whole = batch_at(white, RUN, 2, "cpu")[0], batch_at(white, RUN, 3, "cpu")[0]
+    crops, whole = batch_at(white, RUN, 2)[0], batch_at(white, RUN, 3)[0]
     assert crops.shape == (4, 1, 8, 8)
     assert whole.shape == (1, 1, 16, 16)
     assert torch.equal(whole[0], white(12))
@@ -123,31 +135,37 @@ def test_extending_a_run_is_the_long_run(tmp_path):
     _, straight = train(tmp_path / "straight", replace(RUN, full_from=1.0))
     train(tmp_path / "parts", replace(RUN, steps=3, full_from=1.0))
     _, parts = train(tmp_path / "parts", replace(RUN, full_from=1.0))
-    assert same(state(tmp_path / "straight"), state(tmp_path / "parts"))
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
     assert same(straight.state_dict(), parts.state_dict())
     assert _losses(tmp_path / "straight") == _losses(tmp_path / "parts")
 
 
 def test_resuming_an_interrupted_run(tmp_path):
-    """The source fails in step 4, after the checkpoint of step 3; the cool-down and the whole images lie behind the break."""
+    """Ctrl-C while the source works for step 4: its checkpoint is of four complete steps, none of them is done again, and the
+    line of the log that was open goes on. The cool-down and the whole images lie behind the break."""
     training = replace(RUN, cooldown=0.5)
 
     def failing(index):
-        if index >= 16:
+        asked.append(index)
+        if index >= 16 and interrupted:
             raise KeyboardInterrupt
         return white(index)
 
+    asked, interrupted = [], True
     train(tmp_path / "straight", training)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "parts", training, failing)
-    assert state(tmp_path / "parts")["step"] == 3
-    train(tmp_path / "parts", training)
-    assert same(state(tmp_path / "straight"), state(tmp_path / "parts"))
+    assert state(tmp_path / "parts")["step"] == 4
+    assert asked == [*range(13), 16]
+    interrupted = False
+    train(tmp_path / "parts", training, failing)
+    assert asked[14:] == [16, 20]
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
     assert _losses(tmp_path / "straight") == _losses(tmp_path / "parts")
     train(tmp_path / "parts", training)  # nothing left to do
-    assert same(state(tmp_path / "straight"), state(tmp_path / "parts"))
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
     train(tmp_path / "parts", replace(training, seed=1), resume=False)
-    assert not same(state(tmp_path / "straight"), state(tmp_path / "parts"))
+    assert not same(weights(tmp_path / "straight"), weights(tmp_path / "parts"))
 
 
 def test_the_averaged_weights_are_a_prior_on_disk(tmp_path):

@@ -1,0 +1,61 @@
+"""What a denoiser is trained on: a distribution of noise levels, and a weight of the squared error at each.
+
+    L = E_sigma  w(sigma) E |D(x0 + sigma n, sigma) - x0|^2
+
+    "edm"   w = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2     the target of the preconditioned network has unit variance
+    "flow"  w = (sigma + sigma_d)^2 / (sigma sigma_d)^2       flow matching
+
+Flow matching, in units of sigma_d: on the path x_tau = (1 - tau) x0 + tau eps a network predicts the velocity v* = eps - x0.
+With s = sigma / sigma_d the path at tau = s / (1 + s) is x_tau = (x0 + s eps) / (1 + s), the denoiser's input scaled, and
+
+    x_tau - x0 = tau (eps - x0),    D = x_tau - tau v    =>    |v - v*|^2 = |D - x0|^2 / tau^2 = |D - x0|^2 (1 + s)^2 / s^2.
+
+Levels: ln sigma ~ N(p_mean, p_std^2), for tau the logit-normal distribution, because logit(tau) = ln(sigma / sigma_d); or tau
+uniform between its values at the denoiser's sigma_min and sigma_max. The levels of a batch are stratified: with a uniform
+number u that the batch shares, their quantiles are (u + i) / B.
+
+References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+arXiv:2206.00364, Table 1. Lipman, Chen, Ben-Hamu, Nickel, Le, Flow matching for generative modeling, 2023, arXiv:2210.02747.
+Esser et al., Scaling rectified flow transformers, 2024, arXiv:2403.03206 (logit-normal). Kingma, Salimans, Poole, Ho,
+Variational diffusion models, 2021, arXiv:2107.00630 (stratified levels).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.denoiser import Condition
+from ..core.rng import Streams
+from ..priors.network import EDMDenoiser
+from .settings import Training
+
+__all__ = ["item_losses", "noise_levels", "weight"]
+
+
+def noise_levels(training: Training, denoiser: EDMDenoiser, step: int, count: int) -> Tensor:
+    """The increasing noise levels of a batch of `count` items, (count,) float32, a function of seed and step."""
+    shared = Streams(training.seed, (step,)).uniform(0, (), "sigma", torch.float64)
+    quantile = (shared + torch.arange(count, dtype=torch.float64)) / count
+    if training.levels == "lognormal":
+        return (training.p_mean + training.p_std * torch.special.ndtri(quantile)).exp().float()
+    low, high = (s / (s + denoiser.sigma_data) for s in (denoiser.sigma_min, denoiser.sigma_max))
+    tau = low + (high - low) * quantile
+    return (denoiser.sigma_data * tau / (1.0 - tau)).float()
+
+
+def weight(objective: str, sigma: Tensor, sigma_data: float) -> Tensor:
+    """The weight of the squared error, (B,) -> (B,)."""
+    total = sigma.square() + sigma_data**2 if objective == "edm" else (sigma + sigma_data).square()
+    return total / (sigma * sigma_data).square()
+
+
+def item_losses(
+    denoiser: EDMDenoiser, clean: Tensor, noisy: Tensor, sigma: Tensor, condition: Condition | None = None, *, objective: str
+) -> Tensor:
+    """The weighted squared error of each item, a mean over its elements, (B,).
+
+    About 1 under "edm" for white data of rms sigma_data and a network that says zero.
+    """
+    denoised = denoiser(noisy, sigma) if condition is None else denoiser(noisy, sigma, condition)
+    return weight(objective, sigma, denoiser.sigma_data) * (denoised - clean).square().flatten(1).mean(1)
