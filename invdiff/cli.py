@@ -150,7 +150,10 @@ class _Session:
                 else Path(os.path.relpath(str(chosen)) if sweep else str(chosen))
             )
             self.out = out.parent if sweep else out
-            print(title + _work(self.command, plain, out, self.allow), flush=True)
+            done = _work(self.command, plain, out, self.allow)
+            # of the processes that torchrun starts, the first speaks
+            if os.environ.get("RANK", "0") == "0":
+                print(title + done, flush=True)
         except Exception as error:
             # raised again after hydra, which would add lines of its own; a sweep goes on with its next job
             self.failed, self.error = self.failed + 1, error

@@ -69,17 +69,27 @@ def _yes(value: object) -> str:
 
 
 def _weights() -> Iterator[dict[str, str]]:
-    """Every packaged prior that names a file and its hash."""
-    folder = resources.files("invdiff.priors") / "weights"
+    """Every file with a hash that a packaged prior names, once."""
+    folder, seen = resources.files("invdiff.priors") / "weights", set()
     for name in names("prior"):
-        config = read(f"prior/{name}")
-        if "sha256" not in config:
-            continue
-        file = next((str(v) for v in config.values() if str(v).endswith(".safetensors")), f"{name}.safetensors")
-        path = folder / file.rpartition("/")[2]
-        if not path.is_file():
-            state = "is missing: install invdiff again"
-        else:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-            state = "ok" if found == config["sha256"] else f"is altered (sha256 {found[:12]}...): install invdiff again"
-        yield {"prior": name, "file": file, "state": state}
+        for config in _files(read(f"prior/{name}")):
+            file = config["file"]
+            if file in seen:
+                continue
+            seen.add(file)
+            path = folder / file
+            if not path.is_file():
+                state = "is missing: install invdiff again"
+            else:
+                found = hashlib.sha256(path.read_bytes()).hexdigest()
+                state = "ok" if found == config["sha256"] else f"is altered (sha256 {found[:12]}...): install invdiff again"
+            yield {"prior": name, "file": file, "state": state}
+
+
+def _files(config: Any) -> Iterator[dict[str, Any]]:
+    """The parts of a configuration that name a file and its hash."""
+    if isinstance(config, dict):
+        if {"file", "sha256"} <= set(config):
+            yield config
+        for value in config.values():
+            yield from _files(value)

@@ -15,10 +15,12 @@ from ..catalogue import require_device
 from ..core.build import build, check
 from ..core.errors import ConfigError
 from ..core.files import atomic, require_writable
-from ..learning import Training, describe, fit, write_card
+from ..learning import Training, describe, describe_autoencoder, fit, write_autoencoder_card, write_card
 from ..learning.batches import Source
 from ..learning.distributed import Team, processes
 from ..learning.interrupts import termination_interrupts
+from ..learning.objectives import Model
+from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
 
 __all__ = ["from_config", "train"]
@@ -41,7 +43,7 @@ def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ())
 def train(
     name: str,
     source: Source,
-    network: EDMDenoiser,
+    network: Model,
     training: Training,
     *,
     out: Path,
@@ -51,7 +53,8 @@ def train(
     resume: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads.
+    """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads, or
+    `load_autoencoder` those of an autoencoder.
 
     Started by torchrun, the processes share the work, and process 0 writes.
 
@@ -75,10 +78,13 @@ def train(
             return out / f"{name}.safetensors"
         facts = {key: str(value) for key, value in card.items() if key not in ("held_out", "images", "draws")}
         trained.facts = {**trained.facts, "training": asdict(training), "step": training.steps}
-        described = describe(trained, card["held_out"], images, facts, draws=draws)
-    described.save(out / f"{name}.safetensors")
-    _curve(described, out / f"{name}.png")
-    write_card(described, name, out / f"{name}.md", figure=f"{name}.png")
+        if isinstance(trained, Autoencoder):
+            write_autoencoder_card(describe_autoencoder(trained, card["held_out"], images, facts), name, out / f"{name}.md")
+        else:
+            described = describe(trained, card["held_out"], images, facts, draws=draws)
+            _curve(described, out / f"{name}.png")
+            write_card(described, name, out / f"{name}.md", figure=f"{name}.png")
+    trained.save(out / f"{name}.safetensors")
     return out / f"{name}.safetensors"
 
 

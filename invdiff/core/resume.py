@@ -36,7 +36,7 @@ def fingerprint(sampler: Sampler, problem: Problem, prior: Denoiser, n: int, bat
         "y": _crc([problem.y]),
         "operator": f"{problem.operator!r} {_crc(problem.operator.buffers())}",
         "noise": f"{problem.noise!r} {_crc(problem.noise.buffers())}",
-        "prior": f"{type(prior).__name__} {_crc([*prior.parameters(), *prior.buffers()])}",
+        "prior": f"{prior!r} {_crc([*prior.parameters(), *prior.buffers()])}",
     }
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from ..core.denoiser import Condition
 from ..core.errors import DataError, ShapeError
 from ..core.rng import Streams
-from ..priors.network import EDMDenoiser
-from .objectives import noise_levels
+from .objectives import Model, noise_levels
 from .settings import Training
 
 __all__ = ["Batch", "Batches", "Item", "Source", "pieces", "split", "to_device"]
@@ -60,7 +59,7 @@ class Batches:
         device: of the batches.
     """
 
-    def __init__(self, source: Source, training: Training, denoiser: EDMDenoiser, device: torch.device | str) -> None:
+    def __init__(self, source: Source, training: Training, denoiser: Model, device: torch.device | str) -> None:
         self.source, self.training, self.denoiser, self.device = source, training, denoiser, device
         self._held: tuple[int, Item] | None = None
 

@@ -17,7 +17,7 @@ import torch
 
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic, save
-from ..priors.network import EDMDenoiser
+from .objectives import Model
 from .settings import Training
 
 __all__ = ["LATEST", "WEIGHTS", "restore", "start_anew", "store"]
@@ -29,8 +29,8 @@ _OLDER = "checkpoint_{:06d}.pt"
 def store(
     out: Path,
     step: int,
-    denoiser: EDMDenoiser,
-    average: EDMDenoiser,
+    denoiser: Model,
+    average: Model,
     optimizer: torch.optim.Optimizer,
     training: Training,
     log: dict[str, Any],
@@ -59,7 +59,7 @@ def store(
 
 
 def restore(
-    out: Path, denoiser: EDMDenoiser, average: EDMDenoiser, optimizer: torch.optim.Optimizer, training: Training
+    out: Path, denoiser: Model, average: Model, optimizer: torch.optim.Optimizer, training: Training
 ) -> tuple[int, dict[str, Any]]:
     """Load the checkpoint, if there is one; the number of steps done, and the state of the log.
 

@@ -14,6 +14,9 @@ Levels: ln sigma ~ N(p_mean, p_std^2), for tau the logit-normal distribution, be
 uniform between its values at the denoiser's sigma_min and sigma_max. The levels of a batch are stratified: with a uniform
 number u that the batch shares, their quantiles are (u + i) / B.
 
+An autoencoder is trained by the same loop, on the negative evidence bound of `priors.autoencoder` per pixel, times
+2 s^2 / sigma_d^2: about 1 at the start, and the relative squared error later. The noise of its latents is a part of the item's.
+
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
 arXiv:2206.00364, Table 1. Lipman, Chen, Ben-Hamu, Nickel, Le, Flow matching for generative modeling, 2023, arXiv:2210.02747.
 Esser et al., Scaling rectified flow transformers, 2024, arXiv:2403.03206 (logit-normal). Kingma, Salimans, Poole, Ho,
@@ -23,17 +26,22 @@ Variational diffusion models, 2021, arXiv:2107.00630 (stratified levels).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.denoiser import Condition
+from ..core.errors import ConfigError
 from ..core.rng import Streams
+from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
 from .settings import Training
 
-__all__ = ["item_losses", "noise_levels", "weight"]
+__all__ = ["Model", "item_losses", "noise_levels", "weight"]
+
+Model = EDMDenoiser | Autoencoder
 
 
-def noise_levels(training: Training, denoiser: EDMDenoiser, step: int, count: int) -> Tensor:
+def noise_levels(training: Training, denoiser: Model, step: int, count: int) -> Tensor:
     """The increasing noise levels of a batch of `count` items, (count,) float32, a function of seed and step."""
     shared = Streams(training.seed, (step,)).uniform(0, (), "sigma", torch.float64)
     quantile = (shared + torch.arange(count, dtype=torch.float64)) / count
@@ -51,11 +59,26 @@ def weight(objective: str, sigma: Tensor, sigma_data: float) -> Tensor:
 
 
 def item_losses(
-    denoiser: EDMDenoiser, clean: Tensor, noisy: Tensor, sigma: Tensor, condition: Condition | None = None, *, objective: str
+    denoiser: Model, clean: Tensor, noisy: Tensor, sigma: Tensor, condition: Condition | None = None, *, objective: str
 ) -> Tensor:
-    """The weighted squared error of each item, a mean over its elements, (B,).
+    """The weighted squared error of each item, a mean over its elements, (B,); of an autoencoder, the evidence bound.
 
     About 1 under "edm" for white data of rms sigma_data and a network that says zero.
     """
+    if isinstance(denoiser, Autoencoder):
+        return _evidence(denoiser, clean, (noisy - clean) / sigma[:, None, None, None])
     denoised = denoiser(noisy, sigma) if condition is None else denoiser(noisy, sigma, condition)
     return weight(objective, sigma, denoiser.sigma_data) * (denoised - clean).square().flatten(1).mean(1)
+
+
+def _evidence(autoencoder: Autoencoder, x: Tensor, noise: Tensor) -> Tensor:
+    m, v = autoencoder.posterior(x)
+    # blocks of factor x factor pixels hold factor^2 white numbers, of which the latents take the first
+    white = F.pixel_unshuffle(noise, autoencoder.factor)
+    if white.shape[1] < m.shape[1]:
+        raise ConfigError(
+            f"fit: {autoencoder.latent} latent channels are more than the {white.shape[1]} values of a block of pixels"
+        )
+    error = (x - autoencoder.decode(m + v * white[:, : m.shape[1]])).square().flatten(1).sum(1)
+    divergence = 0.5 * (m.square() + v.square() - 1.0 - 2.0 * v.log()).flatten(1).sum(1)
+    return (error + 2.0 * autoencoder.fidelity**2 * divergence) / (autoencoder.sigma_data**2 * x[0].numel())

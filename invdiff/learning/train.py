@@ -15,7 +15,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from ..core.errors import ConfigError
 from ..core.rng import Streams
-from ..priors.network import EDMDenoiser
+from ..priors.autoencoder import Autoencoder
 from .batches import Batches, Source, pieces, to_device
 from .checkpoints import LATEST, restore, start_anew, store
 from .distributed import Team
 from .interrupts import postponed
 from .journal import Journal
-from .objectives import item_losses, noise_levels
+from .objectives import Model, item_losses, noise_levels
 from .settings import Training
 from .sheets import draw, write_sheet
 
@@ -39,16 +39,19 @@ __all__ = ["fit"]
 _CHECK_EVERY = 20
 
 
+Trained = TypeVar("Trained", bound=Model)
+
+
 def fit(
-    denoiser: EDMDenoiser,
+    denoiser: Trained,
     source: Source,
     training: Training,
     out: str | Path,
     *,
     progress: bool = True,
     resume: bool = True,
-) -> EDMDenoiser:
-    """Train the denoiser, in place, and return a copy with the averaged weights.
+) -> Trained:
+    """Train the denoiser, or an autoencoder, in place, and return a copy with the averaged weights.
 
     In a process group of torch.distributed the processes share the work, and each of them returns the same weights.
 
@@ -84,7 +87,9 @@ def fit(
 class _Run:
     """The state of a run between two steps."""
 
-    def __init__(self, denoiser: EDMDenoiser, source: Source, training: Training, out: Path) -> None:
+    def __init__(self, denoiser: Model, source: Source, training: Training, out: Path) -> None:
+        if isinstance(denoiser, Autoencoder) and (training.sheet_every or training.drop):
+            raise ConfigError("fit: an autoencoder makes no draws and has no condition: leave sheet_every and drop out")
         self.denoiser, self.training, self.out = denoiser, training, out
         self.device = next(denoiser.parameters()).device
         self.team = Team.here(self.device)

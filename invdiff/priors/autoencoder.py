@@ -5,12 +5,13 @@
 A latent prior is a Denoiser of z; the problem for z is `problem.through(Decoder(autoencoder, shape))`, whose samples are
 decoded by the same operator. The Jacobian of decode is `Decoder.jvp` and `Decoder.vjp`, exact by automatic differentiation.
 
-Trained as a variational autoencoder with a fixed precision s of the reconstruction (`invdiff.learning.autoencoder_loss`),
+Trained, by `invdiff.learning.fit`, as a variational autoencoder whose decoder has a fixed standard deviation s,
 
-    L = E |x - decode(m + v n)|^2 / (2 s^2) + KL(N(m, v^2) || N(0, 1)),     (m, v) from the encoder,
+    L = E |x - decode(m + v n)|^2 / (2 s^2) + KL(N(m, v^2) || N(0, 1)),     (m, v) from the encoder;
 
 the latents that the prior is trained on are the means m, which are then close to unit scale; `encode` returns them. What the
-decoder can't represent no prior and no measurement brings back: `reconstruction` in the facts is that error.
+decoder can't represent no prior and no measurement brings back: `reconstruction` in the facts is that error. As priors know
+nothing of the s either, latents carry no meaning below the noise levels v, of which `posterior` tells.
 
 References: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114. Rombach, Blattmann, Lorenz, Esser, Ommer,
 High-resolution image synthesis with latent diffusion models, 2022, arXiv:2112.10752.
@@ -44,12 +45,16 @@ class Autoencoder(nn.Module):
             (pixel-unshuffle), each further one halves it again: factor = 2^len(widths).
         blocks: residual blocks on each scale of the encoder; the decoder has one more.
         sigma_data, mean: root mean square of the images about `mean`, in their units.
+        fidelity: s, the standard deviation of the decoder, in units of the images; smaller keeps more detail in the latents.
         seed: of the initial weights; the global generator is left alone.
 
     Raises:
         ConfigError: a width or a count is not possible.
         ShapeError: H or W is not a multiple of `factor`, or the channels differ.
     """
+
+    # what the training loop asks of a network
+    memory_format, checkpoint, classes = torch.channels_last, False, 0
 
     def __init__(
         self,
@@ -60,16 +65,22 @@ class Autoencoder(nn.Module):
         blocks: int = 2,
         sigma_data: float = 1.0,
         mean: float = 0.0,
+        fidelity: float = 0.02,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not widths or any(w < 16 or w % 16 for w in widths) or min(channels, latent, blocks) < 1 or not sigma_data > 0:
+        if (
+            not widths
+            or any(w < 16 or w % 16 for w in widths)
+            or min(channels, latent, blocks) < 1
+            or not min(sigma_data, fidelity) > 0
+        ):
             raise ConfigError(
-                "Autoencoder: expected widths that are multiples of 16, and positive channels, latent, blocks and sigma_data, "
-                f"got {tuple(widths)}, {channels}, {latent}, {blocks} and {sigma_data}"
+                "Autoencoder: expected widths that are multiples of 16, and positive channels, latent, blocks, sigma_data and "
+                f"fidelity, got {tuple(widths)}, {channels}, {latent}, {blocks}, {sigma_data} and {fidelity}"
             )
         self.architecture = {"channels": channels, "latent": latent, "widths": list(widths), "blocks": blocks}
-        self.sigma_data, self.mean = float(sigma_data), float(mean)
+        self.sigma_data, self.mean, self.fidelity, self.bf16 = float(sigma_data), float(mean), float(fidelity), False
         self.channels, self.latent, self.factor = channels, latent, 2 ** len(widths)
         self.facts: dict[str, Any] = {}
         down: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, widths[0], 3, padding=1)]
@@ -90,6 +101,11 @@ class Autoencoder(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.zeros_(module.bias)
 
+    @property
+    def net(self) -> Autoencoder:
+        """Itself: what is trained."""
+        return self
+
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the encoder's Gaussian, (B, latent, H / factor, W / factor) each."""
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
@@ -97,8 +113,9 @@ class Autoencoder(nn.Module):
                 f"Autoencoder: expected images (B, {self.channels}, H, W) with H and W multiples of {self.factor}, got "
                 f"{tuple(x.shape)}"
             )
-        m, log_v = self.moments(self.down((x - self.mean) / self.sigma_data)).chunk(2, dim=1)
-        # bounded like a standard deviation in float32 is: neither an overflow nor a division by zero
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            m, log_v = self.moments(self.down((x - self.mean) / self.sigma_data)).to(x.dtype).chunk(2, dim=1)
+        # between e^-6 and e^6: neither an overflow nor a division by zero
         return m, (6.0 * torch.tanh(log_v / 6.0)).exp()
 
     def encode(self, x: Tensor) -> Tensor:
@@ -109,7 +126,9 @@ class Autoencoder(nn.Module):
         """The images of latents."""
         if z.ndim != 4 or z.shape[1] != self.latent:
             raise ShapeError(f"Autoencoder: expected latents (B, {self.latent}, h, w), got {tuple(z.shape)}")
-        return self.mean + self.sigma_data * self.exit(self.up(z))
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.bf16):
+            out = self.exit(self.up(z))
+        return self.mean + self.sigma_data * out.to(z.dtype)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Shape of the latents of images of a shape (C, H, W)."""
@@ -121,7 +140,7 @@ class Autoencoder(nn.Module):
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write weights, architecture, units and facts as one safetensors file, for `load_autoencoder`."""
-        units = {"sigma_data": self.sigma_data, "mean": self.mean}
+        units = {"sigma_data": self.sigma_data, "mean": self.mean, "fidelity": self.fidelity}
         header = {"network": "Autoencoder", "architecture": self.architecture | units, "facts": self.facts}
         write(path, self.state_dict(), header, dtype)
 

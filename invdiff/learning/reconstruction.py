@@ -1,0 +1,64 @@
+"""What a trained autoencoder says about itself: data, licence, recipe, and what it can't represent.
+
+    rms = sqrt(mean |decode(encode(x)) - x|^2)       over held-out images and pixels, and the PSNR for the images' extent
+
+with the mean and the root mean square about it of the latents, which a latent prior needs, and the noise that they bear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..core.files import atomic
+from ..priors.autoencoder import Autoencoder
+
+__all__ = ["describe_autoencoder", "write_autoencoder_card"]
+
+
+@torch.no_grad()
+def describe_autoencoder(
+    autoencoder: Autoencoder, held_out: Callable[[int], Tensor], count: int, facts: Mapping[str, str]
+) -> Autoencoder:
+    """Add to the facts the error on images 0, ..., count - 1 of a held-out source, and what the recipe says in words."""
+    device = next(autoencoder.parameters()).device
+    images = torch.stack([held_out(k) for k in range(count)])
+    pairs = [autoencoder.posterior(x[None].to(device)) for x in images]
+    z, v = (torch.cat(parts).cpu() for parts in zip(*pairs, strict=True))
+    decoded = torch.cat([autoencoder.decode(m).cpu() for m, _ in pairs])
+    error = (decoded - images).square().flatten(1).mean(1)
+    extent = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+    found = {
+        "rms": error.mean().sqrt(),
+        "psnr": (10.0 * (extent.square() / error).log10()).mean(),
+        "latent_mean": z.mean(),
+        "latent_rms": (z - z.mean()).square().mean().sqrt(),
+        "latent_noise": v.mean(),
+    }
+    table = {key: round(float(value), 5) for key, value in found.items()}
+    autoencoder.facts = {**autoencoder.facts, **facts, "reconstruction": {**table, "images": count}}
+    return autoencoder
+
+
+def write_autoencoder_card(autoencoder: Autoencoder, name: str, path: str | Path) -> None:
+    """The facts as a page of Markdown."""
+    facts, found = autoencoder.facts, autoencoder.facts["reconstruction"]
+    parameters = sum(p.numel() for p in autoencoder.parameters())
+    lines = [f"# {name}", "", facts.get("about", ""), ""]
+    lines += [f"- **{key}**: {facts[key]}" for key in ("data", "held out", "licence", "limits") if key in facts]
+    lines += [
+        f"- **network**: {parameters / 1e6:.2f} M parameters, `{autoencoder.architecture}`, sigma_data "
+        f"{autoencoder.sigma_data:g}, fidelity {autoencoder.fidelity:g}",
+        f"- **training**: {facts['step']} steps, `{facts['training']}`",
+        *([f"- **cost**: {facts['cost']}"] if "cost" in facts else []),
+        f"- **reproduce**: `invdiff train prior={name}`",
+        "",
+        f"On {found['images']} held-out images: error of decode(encode(x)) {found['rms']:.4f} (root mean square, data units), "
+        f"{found['psnr']:.1f} dB for the images' extent. Latents: mean {found['latent_mean']:.3f}, root mean square about it "
+        f"{found['latent_rms']:.3f}, noise {found['latent_noise']:.3f}.",
+    ]
+    with atomic(path, parents=True) as part:
+        part.write_text("\n".join(lines) + "\n")
