@@ -2,6 +2,7 @@
 
 from .cs import BlockCS, DenseCS
 from .ct import ParallelBeamCT
+from .dwt import DWT
 from .fourier import fft2c, ifft2c
 from .masks import box_mask, equispaced_columns, random_columns, random_mask, variable_density
 from .mri import CartesianMRI, birdcage_maps, cartesian_mri
@@ -15,8 +16,10 @@ from .restoration import (
     gaussian_kernel,
     random_inpainting,
 )
+from .wavelet import WaveletSynthesis, band_rms
 
 __all__ = [
+    "DWT",
     "BlockCS",
     "Blur",
     "CartesianMRI",
@@ -25,6 +28,8 @@ __all__ = [
     "Identity",
     "Mask",
     "ParallelBeamCT",
+    "WaveletSynthesis",
+    "band_rms",
     "birdcage_maps",
     "box_inpainting",
     "box_mask",

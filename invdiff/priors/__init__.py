@@ -1,18 +1,122 @@
-"""Priors: everything that becomes a Denoiser."""
+"""Priors: everything that becomes a Denoiser.
 
-from .gaussian import GaussianPrior, StationaryGaussian
+    a network of ours            network, shipped; unet, dit, fno (layers); autoencoder and latent
+    a network of someone else    wrapped and its paths (paths, flows, steps), blind, multiscale; foreign (diffusers, deepinv,
+                                 azula); sources (weights in files), cnn
+    closed forms                 gaussian, field and spectra, mixture, lowrank, empirical, energy
+    adapters of another prior    affine, tiles, volumes, subspace, wavelet, conditional, ensemble
+
+`prior.check(data)` says whether one is wired up right.
+"""
+
+from .affine import Affine
+from .autoencoder import Autoencoder, Decoder, load_autoencoder
+from .blind import Blind
+from .cnn import DnCNN
+from .conditional import ClassifierFree, ClassifierGuided, Given, Interval
+from .dit import DiT
+from .empirical import Empirical
+from .energy import Energy, EnergyPrior, Quadratic, Sparse, Sum, TotalVariation
+from .ensemble import Alternating, Average, Experts, Mixture
+from .field import GaussianField, SpectralGaussian, StationaryGaussian
+from .flows import Cosine, Interpolant, RectifiedFlow
+from .fno import FNO
+from .foreign import DiffusersVAE, from_azula, from_deepinv, from_diffusers, from_diffusers_vae
+from .gaussian import GaussianPrior
+from .latent import LatentPrior
+from .lowrank import LowRankMixture
+from .lowrank_fit import LowRankFit, fit_lowrank
 from .mixture import GaussianMixture
+from .multiscale import MultiScale, haar_merge, haar_split
 from .network import EDMDenoiser, denoising_error, load_network
-from .shipped import shipped
+from .paths import EDM, VE, ContinuousVP, PFGMpp
+from .shipped import shipped, shipped_autoencoder
+from .sources import load_into, read_weights
+from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum
+from .steps import DiscreteVP, cosine_betas, cumulative_betas, linear_betas, scaled_linear_betas
+from .subspace import Subspace, fit_subspace
+from .tiles import Tiles
 from .unet import UNet
+from .volumes import ChannelWise, Slices
+from .wavelet import CoefficientDomain, WaveletDomain, WaveletPrior, denoise_coloured, synthesized_noise
+from .wrapped import Wrapped
 
 __all__ = [
+    "EDM",
+    "FNO",
+    "VE",
+    "Affine",
+    "Alternating",
+    "Autoencoder",
+    "Average",
+    "Blind",
+    "ChannelWise",
+    "ClassifierFree",
+    "ClassifierGuided",
+    "CoefficientDomain",
+    "ContinuousVP",
+    "Cosine",
+    "Decoder",
+    "DiT",
+    "DiffusersVAE",
+    "DiscreteVP",
+    "DnCNN",
     "EDMDenoiser",
+    "Empirical",
+    "Energy",
+    "EnergyPrior",
+    "Experts",
+    "GaussianField",
     "GaussianMixture",
     "GaussianPrior",
+    "Given",
+    "Interpolant",
+    "Interval",
+    "Laplacian",
+    "LatentPrior",
+    "LowRankFit",
+    "LowRankMixture",
+    "Matern",
+    "Mixture",
+    "MultiScale",
+    "PFGMpp",
+    "PowerLaw",
+    "Quadratic",
+    "RectifiedFlow",
+    "Slices",
+    "Sparse",
+    "SpectralGaussian",
+    "SquaredExponential",
     "StationaryGaussian",
+    "Subspace",
+    "Sum",
+    "Tabulated",
+    "Tiles",
+    "TotalVariation",
     "UNet",
+    "WaveletDomain",
+    "WaveletPrior",
+    "Wrapped",
+    "cosine_betas",
+    "cumulative_betas",
+    "denoise_coloured",
     "denoising_error",
+    "fit_lowrank",
+    "fit_spectrum",
+    "fit_subspace",
+    "from_azula",
+    "from_deepinv",
+    "from_diffusers",
+    "from_diffusers_vae",
+    "haar_merge",
+    "haar_split",
+    "linear_betas",
+    "load_autoencoder",
+    "load_into",
     "load_network",
+    "read_weights",
+    "scaled_linear_betas",
     "shipped",
+    "shipped_autoencoder",
+    "synthesized_noise",
 ]
