@@ -81,12 +81,15 @@ class Batches:
     def __call__(self, step: int, indices: range, places: range) -> Batch:
         """The items of a step, those at some places of its `indices`, with their noise."""
         chosen = indices[places.start : places.stop]
-        images, conditions = zip(*(split(self._item(i)) for i in chosen), strict=True)
+        images, conditions = zip(*map(self._item, chosen), strict=True)
         streams = Streams(self.training.seed, chosen)
         if not self.whole(step):
             corners = streams.uniform(0, (images[0].ndim - 1,), "crop").tolist()
             cut = [self._crop(x, c, corner) for x, c, corner in zip(images, conditions, corners, strict=True)]
             images, conditions = zip(*cut, strict=True)
+        if len(shapes := {tuple(x.shape) for x in images}) > 1:
+            found = " and ".join(map(str, sorted(shapes)))
+            raise ShapeError(f"fit: expected images of one shape in a batch, the source gives {found}")
         clean = to_device(torch.stack(images).contiguous(memory_format=self.denoiser.net.memory_format), self.device)
         levels = noise_levels(self.training, self.denoiser, step, len(indices))
         sigma = to_device(levels[places.start : places.stop], self.device)
@@ -94,8 +97,18 @@ class Batches:
         noisy = clean + sigma[(...,) + (None,) * (clean.ndim - 1)] * noise
         return Batch(clean, noisy, sigma, self._condition(conditions, streams))
 
-    def _item(self, index: int) -> Item:
-        return self._held[1] if self._held is not None and self._held[0] == index else self.source(index)
+    def _item(self, index: int) -> tuple[Tensor, Condition | None]:
+        held = self._held is not None and self._held[0] == index
+        image, condition = split(self._held[1] if held else self.source(index))
+        net, found = self.denoiser.net, tuple(image.shape)
+        if len(found) != net.dims + 1:
+            raise ShapeError(f"fit: expected images (C, {net.dims} sizes) for the network, the source gives {found}")
+        if self.training.full_from < 1.0 and any(n % net.divisor for n in found[1:]):
+            raise ShapeError(
+                f"fit: expected sizes that are multiples of {net.divisor}, because images are used whole from "
+                f"full_from={self.training.full_from:g} on, the source gives {found}: give others, or full_from=1"
+            )
+        return image, condition
 
     def _crop(self, image: Tensor, condition: Condition | None, corner: list[float]) -> tuple[Tensor, Condition | None]:
         side, sizes = self.training.crop, image.shape[1:]
@@ -111,7 +124,7 @@ class Batches:
         return image[window], condition
 
     def _condition(self, conditions: tuple[Condition | None, ...], streams: Streams) -> dict[str, Tensor] | None:
-        """Stack, and drop: a dropped label is the class `net.classes`, which stands for none; the rest is zero."""
+        """Stack, and drop: a dropped condition is the network's `null`."""
         keys = {frozenset(c or ()) for c in conditions}
         if len(keys) != 1:
             raise DataError("fit: the source gives some items with a condition, or some parts of one, and others without")
@@ -120,9 +133,9 @@ class Batches:
         condition = {name: torch.stack([c[name] for c in conditions]) for name in names}
         if self.training.drop:
             dropped = streams.uniform(0, (), "drop") < self.training.drop
+            null = self.denoiser.net.null(condition)
             for name, value in condition.items():
-                none = self.denoiser.net.classes if name == "label" else 0
-                condition[name] = value.masked_fill(dropped[(...,) + (None,) * (value.ndim - 1)], none)
+                condition[name] = torch.where(dropped.to(value.device)[(...,) + (None,) * (value.ndim - 1)], null[name], value)
         return {name: to_device(value, self.device) for name, value in condition.items()}
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import CapabilityError, ConfigError, ShapeError
 from ..core.linalg import expand
-from .adapter import SameUnknown, expanded
+from .adapter import SameUnknown, expanded, require_conditional
 
 __all__ = ["ClassifierFree", "ClassifierGuided", "Given", "Interval"]
 
@@ -53,7 +53,8 @@ class Interval:
 
     def __call__(self, sigma: Tensor) -> Tensor:
         """Weights of levels (B,)."""
-        return torch.where((sigma > self.low) & (sigma <= self.high), self.weight, 1.0).to(sigma.dtype)
+        inside = (sigma > self.low) & (sigma <= self.high)
+        return torch.ones_like(sigma).masked_fill(inside, self.weight)
 
 
 class Given(SameUnknown):
@@ -65,10 +66,12 @@ class Given(SameUnknown):
             numbers. Samplers, whose batches are chunks of the draws, need one for all items, (1, ...).
 
     Raises:
-        ConfigError: another key. ShapeError: a condition for another number of items.
+        CapabilityError: the prior is not conditional. ConfigError: another key. ShapeError: a condition for another number of
+            items.
     """
 
     def __init__(self, prior: Denoiser, condition: Told) -> None:
+        require_conditional(prior, "Given")
         super().__init__(prior)
         self.condition = _Held(condition, "Given")
 
@@ -89,17 +92,21 @@ class ClassifierFree(SameUnknown):
         weight: w; 0 is the null condition, 1 the condition, more than 1 overdoes it. A number, or a function from levels (B,)
             to weights (B,), such as `Interval`.
         null: what the prior was told in training in place of a condition, with the same keys (the null class, zeros); the two
-            are evaluated in one call of twice the batch. None calls the prior without a condition, on its own.
+            are evaluated in one call of twice the batch. None asks the prior for its `null(condition)`, as networks of this
+            package have it, and calls one that has none without a condition.
 
     Where all weights of a batch are one, the null condition is not evaluated.
 
     Raises:
-        ConfigError: an unknown key, or other keys in null.
+        CapabilityError: the prior is not conditional. ConfigError: an unknown key, or other keys in null.
     """
 
     def __init__(self, prior: Denoiser, condition: Told, *, weight: float | Weight, null: Told | None = None) -> None:
+        require_conditional(prior, "ClassifierFree")
         super().__init__(prior)
         self.condition, self.weight = _Held(condition, "ClassifierFree"), weight
+        if null is None and hasattr(prior, "null"):
+            null = prior.null({key: getattr(self.condition, key) for key in self.condition.keys})
         self.null = None if null is None else _Held(null, "ClassifierFree")
         if self.null is not None and self.null.keys != self.condition.keys:
             raise ConfigError(
@@ -121,7 +128,9 @@ class ClassifierFree(SameUnknown):
         return plain + expand(w, x).to(x.dtype) * (conditional - plain)
 
     def extra_repr(self) -> str:
-        return f"condition={self.condition.keys}, weight={self.weight}, null={None if self.null is None else self.null.keys}"
+        # a resumed run compares it, and the address of a function is another one there
+        weight = getattr(self.weight, "__qualname__", self.weight)
+        return f"condition={self.condition.keys}, weight={weight}, null={None if self.null is None else self.null.keys}"
 
 
 class ClassifierGuided(SameUnknown):

@@ -125,6 +125,10 @@ class Network(nn.Module):
             x = torch.cat([x, parts["concat"].to(x.dtype).expand(len(x), *[-1] * (x.ndim - 1))], dim=1)
         return x, F.silu(sum(terms[1:], terms[0])) if terms else None
 
+    def null(self, condition: Condition) -> dict[str, Tensor]:
+        """What stands for no condition, of the shapes of one: the label `classes`, zeros for the rest. Trained by dropping."""
+        return {key: torch.full_like(value, self.classes if key == "label" else 0) for key, value in condition.items()}
+
     def _parts(self, condition: Condition | None, x: Tensor) -> dict[str, Tensor]:
         """The condition, checked."""
         name, sizes = type(self).__name__, tuple(x.shape[2:])

@@ -103,6 +103,10 @@ class EDMDenoiser(Denoiser):
         shrink = s / (s + self.sigma_data) if flow else (s / total).square()
         return x - shrink * centred + over(self.output_scale(sigma), x.ndim - 1) * out.to(x.dtype)
 
+    def null(self, condition: Condition) -> dict[str, Tensor]:
+        """What the network was told in place of a condition, if it was trained with `drop`; for classifier-free guidance."""
+        return self.net.null(condition)
+
     def output_scale(self, sigma: Tensor) -> Tensor:
         """c_out(sigma), (B,) -> (B,): what one unit of the network's output is in data units.
 
@@ -111,6 +115,20 @@ class EDMDenoiser(Denoiser):
         if self.preconditioning == "flow":
             return -sigma * self.sigma_data / (sigma + self.sigma_data)
         return sigma * self.sigma_data / (sigma.square() + self.sigma_data**2).sqrt()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What makes the same denoiser again, but for its weights."""
+        return {
+            "network": type(self.net).__name__,
+            "architecture": self.net.architecture,
+            "preconditioning": self.preconditioning,
+            "sigma_data": self.sigma_data,
+            "mean": self.mean,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "shape": list(self.shape),
+        }
 
     def save(self, path: str | Path, facts: Mapping[str, Any] | None = None, *, dtype: torch.dtype | None = None) -> None:
         """Write weights, architecture and facts (anything JSON can hold: data, licence, errors) as one safetensors file.
@@ -125,17 +143,7 @@ class EDMDenoiser(Denoiser):
             ConfigError: the facts are no JSON, the dtype is another, or a weight is beyond its range.
             DataError: the file can't be written.
         """
-        header = {
-            "network": type(self.net).__name__,
-            "architecture": self.net.architecture,
-            "preconditioning": self.preconditioning,
-            "sigma_data": self.sigma_data,
-            "mean": self.mean,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-            "shape": list(self.shape),
-            "facts": dict(self.facts if facts is None else facts),
-        }
+        header = self.header | {"facts": dict(self.facts if facts is None else facts)}
         write(path, self.net.state_dict(), header, dtype)
 
 

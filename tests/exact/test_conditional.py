@@ -9,7 +9,7 @@ from torch import nn
 from invdiff.core import CapabilityError, ConfigError, Denoiser, Matrix, Problem, ShapeError, Streams
 from invdiff.core.noise import Gaussian
 from invdiff.guidance import MMPS
-from invdiff.priors import GaussianMixture, GaussianPrior
+from invdiff.priors import EDMDenoiser, GaussianMixture, GaussianPrior, UNet
 from invdiff.priors.conditional import ClassifierFree, ClassifierGuided, Given, Interval
 
 F64 = torch.float64
@@ -156,3 +156,20 @@ def test_a_network_as_classifier():
     guided = ClassifierGuided(BOTH, Linear(), weight=math.pi)
     close(guided(X, LEVELS), BOTH(X, LEVELS) + math.pi * torch.arange(5.0, dtype=F64), atol=1e-11)
     assert "log_prob.weight" in dict(guided.named_parameters())
+
+
+def test_a_network_of_ours_knows_its_null_condition():
+    """Without `null`, guidance takes the null class and zeros that training drops to."""
+    net = UNet(1, 1, widths=(32,), blocks=1, embedding=8, patch=1, classes=3, vector=2, concat_channels=1)
+    with torch.no_grad():
+        for k, weights in enumerate(net.parameters()):
+            weights.copy_(0.1 * Streams(k, 1).normal(0, weights.shape)[0])
+    prior = EDMDenoiser(net, sigma_data=0.5).double()
+    x, image = (Streams(k, 2).normal(0, (1, 4, 4), dtype=torch.float64) for k in (0, 1))
+    told = {"label": torch.tensor([1, 2]), "vector": torch.ones(2, 2, dtype=torch.float64), "concat": image}
+    null = {"label": torch.tensor([3, 3]), "vector": 0 * told["vector"], "concat": 0 * image}
+    sigma = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    got = ClassifierFree(prior, told, weight=2.5)(x, sigma)
+    want = prior(x, sigma, null) + 2.5 * (prior(x, sigma, told) - prior(x, sigma, null))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert (got - prior(x, sigma, told)).abs().max() > 1e-6
