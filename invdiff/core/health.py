@@ -88,24 +88,30 @@ def measure(
     """The health of a prior on held-out data; `check` is the same and raises where there is a problem.
 
     Args:
-        data: (N, *shape) in the prior's units, 8 items or more; not those it was trained on.
+        data: (N, *shape) in the prior's units, floating-point, 4 items at least and 8 to see much; not those it was trained on.
         sigmas: noise levels, in the prior's interval; None for eight from sigma_min to sigma_max or five standard deviations of
             the data, beyond which D is the mean whatever the network does.
-        expected: columns "sigma", "rms" and "spread" of a model card; measured too; an rms more
-            than three spreads away is a problem.
+        expected: columns "sigma", "rms" and "spread" of a model card; those in the prior's interval are measured too; an rms
+            more than three spreads away is a problem.
         batch: items per call.
 
     Raises:
-        ConfigError: the prior's noise levels lie above those at which anything is left of the data, or a sigma is outside them.
-        DataError: fewer than 4 items, not finite, or constant.
+        ConfigError: the prior's noise levels lie above those at which anything is left of the data, a sigma is outside them,
+            there is none, or batch < 1.
+        DataError: fewer than 4 items, no real floating-point numbers, not finite, or constant.
         NumericalError: the prior returned a value that is not finite.
     """
-    if len(data) < 4 or not bool(data.isfinite().all()) or float(data.double().std()) == 0.0:
-        raise DataError(f"check: expected 4 or more finite items that are not constant, got {tuple(data.shape)}")
+    real = data.is_floating_point()
+    if not real or len(data) < 4 or not bool(data.isfinite().all()) or float(data.double().std()) == 0.0:
+        raise DataError(
+            f"check: expected 4 or more finite floating-point items that are not constant, got {tuple(data.shape)} {data.dtype}"
+        )
     scale = float(data.double().std(unbiased=False))
     chosen = _levels(prior, scale) if sigmas is None else list(sigmas)
     if expected is not None:
         chosen += [s for s in expected["sigma"] if prior.sigma_min <= s <= prior.sigma_max]
+    if not chosen or batch < 1:
+        raise ConfigError(f"check: expected a noise level or more and batch >= 1, got {len(chosen)} and {batch}")
     draws = math.ceil(_VALUES / data.numel())
     asked = {s: probe(prior, data, s, draws, seed, batch) for s in sorted(set(chosen))}
     # those asked for between the levels that a prior knows are one

@@ -13,16 +13,30 @@ References: Roberts, The unreasonable effectiveness of quasirandom sequences, 20
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from ..core.errors import ConfigError, ShapeError
+from ..core.errors import CapabilityError, ConfigError, ShapeError
 from ..core.operator import Operator
 
-__all__ = ["Adapter", "SameUnknown", "by_level", "chunked", "expanded", "grouped", "quasirandom", "require_image", "spread"]
+__all__ = [
+    "Adapter",
+    "SameUnknown",
+    "by_level",
+    "chunked",
+    "expanded",
+    "grouped",
+    "is_encoded",
+    "quasirandom",
+    "require_conditional",
+    "require_image",
+    "require_multiples",
+    "spread",
+]
 
 
 class Adapter(Denoiser):
@@ -61,17 +75,49 @@ class SameUnknown(Adapter):
         return self.prior.analyse(x)
 
 
+def is_encoded(prior: Denoiser) -> bool:
+    """Does the unknown stand for an image that is made from it: latents, wavelet coefficients?"""
+    # shapes can agree all the same: square wavelet coefficients
+    shape = tuple(prior.image_divisor if n is None else n for n in prior.image_shape)
+    return prior.synthesis(shape) is not None
+
+
 def require_image(prior: Denoiser, who: str) -> None:
-    """Refuse a latent prior: an adapter of the unknown goes between its denoiser and its decoder.
+    """Refuse a prior of latents or coefficients: an adapter of the unknown goes between its denoiser and its decoder.
 
     Raises:
         ConfigError: the unknown of the prior stands for something else.
     """
-    if (prior.image_shape, prior.image_divisor) != (prior.shape, prior.divisor):
+    if is_encoded(prior):
         name = type(prior).__name__
         raise ConfigError(
             f"{who}: the unknown of {name} is not the image it decodes to: write {name}({who}(prior), ...) instead"
         )
+
+
+def require_conditional(prior: Denoiser, who: str) -> None:
+    """Refuse a prior that cannot be told a condition.
+
+    Raises:
+        CapabilityError: its `forward` takes no third argument.
+    """
+    try:
+        inspect.signature(prior.forward).bind(None, None, None)
+    except TypeError:
+        raise CapabilityError(
+            f"{who}: {type(prior).__name__} is not conditional: expected a prior with forward(x, sigma, condition)"
+        ) from None
+
+
+def require_multiples(prior: Denoiser, x: Tensor) -> None:
+    """Refuse an unknown whose free sizes are no multiples of the prior's divisor.
+
+    Raises:
+        ShapeError: a size is none.
+    """
+    if any(s is None and n % prior.divisor for s, n in zip(prior.shape[1:], x.shape[2:], strict=True)):
+        name, sizes = type(prior).__name__, tuple(x.shape[2:])
+        raise ShapeError(f"{name}: expected sizes that are multiples of {prior.divisor}, got {sizes}: pad or crop")
 
 
 def quasirandom(k: int, dims: int) -> tuple[float, ...]:

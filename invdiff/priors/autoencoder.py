@@ -54,7 +54,7 @@ class Autoencoder(nn.Module):
     """
 
     # what the training loop asks of a network
-    memory_format, checkpoint, classes = torch.channels_last, False, 0
+    memory_format, checkpoint, classes, dims = torch.channels_last, False, 0, 2
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class Autoencoder(nn.Module):
         self.architecture = {"channels": channels, "latent": latent, "widths": list(widths), "blocks": blocks}
         self.sigma_data, self.mean, self.fidelity, self.bf16 = float(sigma_data), float(mean), float(fidelity), False
         self.channels, self.latent, self.factor = channels, latent, 2 ** len(widths)
+        self.divisor = self.factor
         self.facts: dict[str, Any] = {}
         down: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, widths[0], 3, padding=1)]
         down += [_Block(widths[0]) for _ in range(blocks)]
@@ -138,11 +139,15 @@ class Autoencoder(nn.Module):
             )
         return self.latent, shape[1] // self.factor, shape[2] // self.factor
 
+    @property
+    def header(self) -> dict[str, Any]:
+        """What makes the same autoencoder again, but for its weights."""
+        units = {"sigma_data": self.sigma_data, "mean": self.mean, "fidelity": self.fidelity}
+        return {"network": "Autoencoder", "architecture": self.architecture | units}
+
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write weights, architecture, units and facts as one safetensors file, for `load_autoencoder`."""
-        units = {"sigma_data": self.sigma_data, "mean": self.mean, "fidelity": self.fidelity}
-        header = {"network": "Autoencoder", "architecture": self.architecture | units, "facts": self.facts}
-        write(path, self.state_dict(), header, dtype)
+        write(path, self.state_dict(), self.header | {"facts": self.facts}, dtype)
 
 
 def load_autoencoder(path: str | Path, *, sha256: str | None = None) -> Autoencoder:

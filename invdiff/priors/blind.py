@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import ConfigError, ShapeError
+from .adapter import require_multiples
+from .wrapped import weight_dtype
 
 __all__ = ["Blind"]
 
@@ -47,7 +49,7 @@ class Blind(Denoiser):
 
     Raises:
         ConfigError: an option is unknown; on a call, sigma is outside of the interval (by more than the rounding of float32).
-        ShapeError: the network's answer has another shape than x.
+        ShapeError: on a call, a free size is no multiple of `divisor`, or the network's answer has another shape than x.
     """
 
     def __init__(
@@ -80,10 +82,12 @@ class Blind(Denoiser):
                 f"Blind: {type(self.net).__name__} was trained for sigma in [{self.sigma_min:g}, {self.sigma_max:g}], and is "
                 f"called at {float(sigma[outside][0]):g}: keep the sampler's grid inside"
             )
-        weights = self.net.parameters() if isinstance(self.net, nn.Module) else ()
-        dtype = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
-        out = self.call(self.net, x.to(dtype), condition)
+        require_multiples(self, x)
+        out = self.call(self.net, x.to(weight_dtype(self.net, x)), condition)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
             raise ShapeError(f"Blind: expected {type(self.net).__name__} to return {tuple(x.shape)}, got {got}")
         return x - out.to(x.dtype) if self.outputs == "noise" else out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"outputs={self.outputs}, sigma=[{self.sigma_min:g}, {self.sigma_max:g}]"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +93,8 @@ class ClassifierFree(SameUnknown):
         weight: w; 0 is the null condition, 1 the condition, more than 1 overdoes it. A number, or a function from levels (B,)
             to weights (B,), such as `Interval`.
         null: what the prior was told in training in place of a condition, with the same keys (the null class, zeros); the two
-            are evaluated in one call of twice the batch. None asks the prior for its `null(condition)`, as networks of this
-            package have it, and calls one that has none without a condition.
+            are evaluated in one call of twice the batch. None asks the prior, or the one that it adapts, for its
+            `null(condition)`, as networks of this package have it, and calls one that has none without a condition.
 
     Where all weights of a batch are one, the null condition is not evaluated.
 
@@ -105,8 +106,11 @@ class ClassifierFree(SameUnknown):
         require_conditional(prior, "ClassifierFree")
         super().__init__(prior)
         self.condition, self.weight = _Held(condition, "ClassifierFree"), weight
-        if null is None and hasattr(prior, "null"):
-            null = prior.null({key: getattr(self.condition, key) for key in self.condition.keys})
+        inner: Any = prior
+        while not hasattr(inner, "null") and hasattr(inner, "prior"):  # adapters hand the condition on
+            inner = inner.prior
+        if null is None and hasattr(inner, "null"):
+            null = inner.null({key: getattr(self.condition, key) for key in self.condition.keys})
         self.null = None if null is None else _Held(null, "ClassifierFree")
         if self.null is not None and self.null.keys != self.condition.keys:
             raise ConfigError(

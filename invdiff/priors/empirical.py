@@ -73,6 +73,9 @@ class Empirical(Denoiser):
         self.register_buffer("centre", data.double().mean(0).flatten(), persistent=False)
         self.register_buffer("log_weights", (weights / weights.sum()).log())
 
+    def extra_repr(self) -> str:
+        return f"bandwidth={self.bandwidth}"
+
     def _sums(self, x: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Log of sum_i w_i exp(-|x - x_i|^2 / 2 v), (B,), and the weighted mean of x_i, (B, N), both float64."""
         centre = self.centre.double()

@@ -139,12 +139,13 @@ class TotalVariation(Energy):
         rate = 1.0 / (4.0 * b * (x.ndim - 2) + self.smoothing)
         p = ahead = torch.zeros_like(_gradient(x))
         momentum, goal = 1.0, 0.5 * (tol * norm(x)).square()
+        gap = torch.full_like(goal, math.inf)
         for k in range(max_iter):
             new = ahead + rate * (_gradient(x - b * _gradient_adjoint(ahead)) - self.smoothing * ahead)
             new = new / self._lengths(new).clamp_min(1.0)
             faster = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * momentum**2))
             p, ahead, momentum = new, new + (momentum - 1.0) / faster * (new - p), faster
-            if k % 10 == 9:
+            if k % 10 == 9 or k == max_iter - 1:
                 u = x - b * _gradient_adjoint(p)
                 g = _gradient(u)
                 # primal minus dual objective; at the solution each point's term is zero
@@ -183,7 +184,11 @@ class Sparse(Energy):
             raise ConfigError("Sparse: expected weights >= 0 and finite, not all of them zero")
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return -(self.weight * _huber(self.transform(x).abs(), self.smoothing)).flatten(1).sum(1)
+        c = self.transform(x)
+        return -(self._weight(c) * _huber(c.abs(), self.smoothing)).flatten(1).sum(1)
+
+    def _weight(self, c: Tensor) -> Tensor:
+        return torch.as_tensor(self.weight, dtype=c.dtype, device=c.device)
 
     def proximal(self, x: Tensor, step: float) -> Tensor:
         """argmin_u |u - x|^2 / 2 - step log_prob(u) for an orthonormal W: soft thresholding.
@@ -200,7 +205,7 @@ class Sparse(Energy):
                 f"Sparse.proximal: {type(self.transform).__name__} is not orthonormal, and there is no closed form"
             )
         # x moves back by what the shrinkage takes away: |c| <= eps + b is scaled, more is shifted by b
-        b = step * torch.as_tensor(self.weight, dtype=c.dtype, device=c.device)
+        b = step * self._weight(c)
         return x - self.transform.adjoint(b * c / torch.maximum(c.abs(), self.smoothing + b))
 
 
@@ -209,7 +214,8 @@ class EnergyPrior(Denoiser):
 
     Args:
         log_prob: (x, sigma) -> log p(x; sigma) of x = x0 + sigma n up to a function of sigma, (B, *shape), (B,) -> (B,); items
-            of a batch independent of each other. The density of x0 alone will not do: nothing here convolves it.
+            of a batch independent of each other. The density of x0 alone will not do: nothing here convolves it. A `Mixture`
+            needs it normalised as well.
         shape: of one unknown; None in a dimension that is free.
         sigma_min, sigma_max: the noise levels at which log_prob holds.
     """

@@ -29,7 +29,7 @@ from ..core.denoiser import Condition, Denoiser
 from ..core.errors import CapabilityError, ConfigError, ShapeError
 from ..core.linalg import expand
 from ..core.operator import Operator
-from .adapter import by_level, grouped, quasirandom
+from .adapter import by_level, grouped, is_encoded, quasirandom
 
 __all__ = ["Alternating", "Average", "Experts", "Mixture"]
 
@@ -46,6 +46,8 @@ class _Ensemble(Denoiser):
             raise ConfigError(f"{who}: the priors have no noise level in common: from {low:g} to {high:g}")
         super().__init__(_common([p.shape for p in priors], who), low, high)
         _common([p.image_shape for p in priors], who)
+        if len({is_encoded(p) for p in priors}) > 1:
+            raise ShapeError(f"{who}: expected priors on the same unknown, got images and what they are decoded from")
         weights = [1.0] * len(priors) if weights is None else list(weights)
         if len(weights) != len(priors) or not all(0.0 < w < math.inf for w in weights):
             raise ConfigError(f"{who}: expected {len(priors)} positive weights, got {weights}")

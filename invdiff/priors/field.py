@@ -66,6 +66,9 @@ class SpectralGaussian(Denoiser):
         self._periodic = tuple(i + 2 for i, b in enumerate(boundary) if b == "periodic")
         self.register_buffer("spectrum", spectrum, persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"{self.shape}, mean={self.mean}, boundary={self.boundary}"
+
     def _modes(self, x: Tensor) -> Tensor:
         """Coefficients of (B, C, *spatial): orthonormal along walls, with torch's unscaled FFT along the periodic axes."""
         for axis, kind in enumerate(self.boundary, 2):

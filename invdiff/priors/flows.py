@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -123,8 +123,8 @@ class Interpolant(Path):
         ConfigError: a or s is not positive, or s / a does not increase from `near` to `far`.
     """
 
-    a: Callable[[Tensor], Tensor]
-    s: Callable[[Tensor], Tensor]
+    a: Callable[[Tensor], Tensor] = field(repr=False)
+    s: Callable[[Tensor], Tensor] = field(repr=False)
     near: float = 1e-3
     far: float = 1 - 1e-3
     factor: float = 1.0

@@ -31,6 +31,9 @@ class LatentPrior(Denoiser):
         autoencoder: an `Autoencoder`, or a module with its `encode`, `decode`, `latent_shape`, `channels`, `latent`, `factor`;
             it is frozen.
 
+    Attributes:
+        facts, sigma_data: those of the denoiser of latents, by which a report measures how far an image is from the prior.
+
     Raises:
         ShapeError: the prior's channels are not those of the latents.
     """
@@ -43,7 +46,8 @@ class LatentPrior(Denoiser):
                 f"LatentPrior: expected a prior on ({channels}, h, w), the autoencoder's latents, got one on {prior.shape}"
             )
         self.prior, self.autoencoder = prior, autoencoder.eval().requires_grad_(False)
-        self.divisor = prior.divisor
+        self.divisor, self.known = prior.divisor, prior.known
+        self.facts, self.sigma_data = getattr(prior, "facts", {}), getattr(prior, "sigma_data", 1.0)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """E[z0 | z], in the units of the latents."""

@@ -87,7 +87,7 @@ class LowRankMixture(Denoiser):
         self.register_buffer("bases", bases)
         # along a measured direction l = -tau^2 up to rounding
         self.register_buffer("spreads", torch.maximum(spreads, -(taus[:, None] ** 2)))
-        self.register_buffer("taus", taus.contiguous())
+        self.register_buffer("taus", taus + 0.0)  # memory of its own: an expanded tensor of one is contiguous to torch
 
     def _components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """log(w_k N(x; m_k, C_k + sigma^2)), (B, K), and the coefficients U_k^T (x - m_k), (B, K, r)."""

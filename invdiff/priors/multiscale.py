@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Denoiser
 from ..core.errors import ConfigError, ShapeError
+from .adapter import require_conditional, require_multiples
 
 __all__ = ["MultiScale", "haar_merge", "haar_split"]
 
@@ -57,7 +58,7 @@ class MultiScale(Denoiser):
 
     Raises:
         ShapeError: a band's shape is not the one that the low band implies; on a call, H or W is not a multiple of `divisor`.
-        ConfigError: no details, or the bands have no noise level in common.
+        ConfigError: no details, or the bands have no noise level in common. CapabilityError: details are not conditional.
     """
 
     def __init__(self, low: Denoiser, details: Sequence[Denoiser]) -> None:
@@ -67,6 +68,7 @@ class MultiScale(Denoiser):
         bands = [(2 ** (j + 1), band) for j, band in enumerate(details)]
         channels, sizes = low.shape[0], low.shape[1:]
         for factor, band in bands:
+            require_conditional(band, "MultiScale")
             expected = (3 * channels, *(None if n is None else n * 2**levels // factor for n in sizes))
             if band.shape != expected:
                 raise ShapeError(f"MultiScale: expected details {expected} at 1/{factor} of the size, got {band.shape}")
@@ -82,9 +84,7 @@ class MultiScale(Denoiser):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The bands' estimates, put together."""
-        if any(n % self.divisor for n in x.shape[2:]):
-            size = tuple(x.shape[2:])
-            raise ShapeError(f"MultiScale: expected sizes that are multiples of {self.divisor}, got {size}: pad or crop")
+        require_multiples(self, x)
         low, noisy = x, []
         for _ in self.details:
             low, band = haar_split(low)

@@ -167,6 +167,8 @@ class VE(_Unscaled):
         _check_interval(self)
         if self.tells not in ("log", "sigma", "index") or (self.tells == "index") != (self.steps is not None):
             raise ConfigError(f'VE: expected tells "log", "sigma", or "index" with steps, got {self.tells!r}, {self.steps}')
+        if self.descending and self.steps is None:
+            raise ConfigError(f'VE: expected descending with tells "index" only, got {self.tells!r}')
         if self.steps is not None and self.steps < 2:
             raise ConfigError(f"VE: expected at least 2 steps, got {self.steps}")
 

@@ -40,10 +40,12 @@ class WaveletPrior(SameUnknown):
         synthesis: of any wavelet, mode and scales.
 
     Raises:
+        ConfigError: the unknown of the prior already stands for something else.
         ShapeError: the prior is not on the coefficients.
     """
 
     def __init__(self, prior: Denoiser, synthesis: WaveletSynthesis) -> None:
+        require_image(prior, "WaveletPrior")
         _require_shape("WaveletPrior", prior, synthesis.in_shape, "coefficients")
         super().__init__(prior)
         self.shape, self.basis = synthesis.in_shape, synthesis
@@ -76,12 +78,13 @@ class WaveletDomain(Adapter):
         synthesis: orthonormal.
 
     Raises:
-        ConfigError: the synthesis is not orthonormal.
+        ConfigError: the synthesis is not orthonormal, or the unknown of the prior already stands for something else.
         ShapeError: the prior is not on its coefficients.
     """
 
     def __init__(self, prior: Denoiser, synthesis: WaveletSynthesis) -> None:
         _require_orthonormal("WaveletDomain", synthesis, "use a WaveletPrior, or problem.through(synthesis)")
+        require_image(prior, "WaveletDomain")
         _require_shape("WaveletDomain", prior, synthesis.in_shape, "coefficients")
         super().__init__(prior, synthesis.out_shape)
         self.basis, self.value_range = synthesis, None
@@ -98,7 +101,7 @@ class CoefficientDomain(Adapter):
         synthesis: orthonormal.
 
     Raises:
-        ConfigError: the synthesis is not orthonormal.
+        ConfigError: the synthesis is not orthonormal, or the unknown of the prior is not an image.
         ShapeError: the prior is not on its images.
     """
 

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import ConfigError, ShapeError
 from ..core.linalg import expand
+from .adapter import require_multiples
 from .paths import Path
 
-__all__ = ["Call", "Wrapped"]
+__all__ = ["Call", "Wrapped", "weight_dtype"]
 
 # how a network is called: (net, x_t, time, condition) -> its answer, a tensor
 Call = Callable[[Any, Tensor, Tensor, Condition | None], Tensor]
@@ -46,6 +47,12 @@ _PREDICTS = ("noise", "data", "v", "score", "velocity", "edm")
 
 def _call(net: Any, x: Tensor, time: Tensor, condition: Condition | None) -> Tensor:
     return net(x, time) if condition is None else net(x, time, condition)
+
+
+def weight_dtype(net: Any, x: Tensor) -> torch.dtype:
+    """The dtype that a network runs in: that of its weights; of x where it has none."""
+    weights = net.parameters() if isinstance(net, nn.Module) else ()
+    return next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
 
 
 class Wrapped(Denoiser):
@@ -70,8 +77,8 @@ class Wrapped(Denoiser):
 
     Raises:
         ConfigError: an option is unknown or contradicts another.
-        ShapeError: the network's answer is not a tensor of the right shape, twice the channels without `learned_variance`
-            included.
+        ShapeError: on a call, a free size is no multiple of `divisor`, or the network's answer is not a tensor of the right
+            shape, twice the channels without `learned_variance` included.
     """
 
     def __init__(
@@ -112,21 +119,25 @@ class Wrapped(Denoiser):
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """D(x, sigma), or D(x, sigma, condition) for a network that takes one."""
+        require_multiples(self, x)
         level = sigma.double()
         time = self.path.time(level)
         scale, kept, gain = self._coefficients(level, time)
-        told, dtype = self.path.told(time), self._dtype(x)
+        told, dtype = self.path.told(time), weight_dtype(self.net, x)
         # bfloat16 would merge neighbouring steps
         told = told.to(torch.promote_types(dtype, torch.float32)) if told.is_floating_point() else told
         out = self.call(self.net, (expand(scale, x).to(x.dtype) * x).to(dtype), told, condition)
         out = self._checked(out, x).to(x.dtype)
         return out if self.predicts == "data" else x + expand(kept, x).to(x.dtype) * x + expand(gain, x).to(x.dtype) * out
 
+    def extra_repr(self) -> str:
+        return f"{self.predicts}, {self.path}, sigma=[{self.sigma_min:g}, {self.sigma_max:g}], sigma_data={self.sigma_data}"
+
     def _coefficients(self, l: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: E741
         """The factor of the input, and a and b of D = u + a u + b o."""
         alpha, sigma, zero = self.path.alpha(t), self.path.sigma(t), torch.zeros_like(l)
-        if self.predicts == "edm":
-            total = torch.hypot(l, torch.full_like(l, self.sigma_data or 0.0))
+        if self.sigma_data is not None:
+            total = torch.hypot(l, torch.full_like(l, self.sigma_data))
             return 1 / total, -((l / total) ** 2), l / total * self.sigma_data
         if self.predicts == "velocity":
             alpha_rate, sigma_rate = self.path.rates(t)
@@ -136,10 +147,6 @@ class Wrapped(Denoiser):
             across = alpha + l * sigma
             return alpha, -l * sigma / across, -l / across
         return alpha, zero, l * sigma if self.predicts == "score" else -l
-
-    def _dtype(self, x: Tensor) -> torch.dtype:
-        weights = self.net.parameters() if isinstance(self.net, nn.Module) else ()
-        return next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
 
     def _checked(self, out: Any, x: Tensor) -> Tensor:
         """The answer without its variance."""

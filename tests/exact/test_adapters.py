@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from invdiff.core import CapabilityError, ConfigError, Denoiser, ShapeError, Streams
+from invdiff.core import CapabilityError, ConfigError, Denoiser, Matrix, ShapeError, Streams
 from invdiff.priors import GaussianMixture, GaussianPrior, StationaryGaussian
 from invdiff.priors.affine import Affine
 from invdiff.priors.conditional import Given
@@ -71,6 +71,19 @@ class Latent(Denoiser):
     @property
     def image_divisor(self):
         return 2
+
+    def synthesis(self, shape):
+        return Matrix(torch.eye(2))
+
+    def forward(self, x, sigma, condition=None):
+        return x
+
+
+class SameSize(Latent):
+    """An image prior whose shape and divisor are those of the latent one."""
+
+    def synthesis(self, shape):
+        return None
 
 
 @pytest.mark.parametrize("scale", [2.5, -0.3])
@@ -315,6 +328,8 @@ def test_adapters_of_the_unknown_go_inside_of_a_latent_prior(wrap):
     with pytest.raises(ConfigError, match="the unknown of Given is not the image"):
         wrap(Given(Latent(), {"label": [0]}))
     assert Average([Latent(), Latent()]).image_divisor == 2
+    with pytest.raises(ShapeError, match="got images and what they are decoded from"):
+        Average([Given(Latent(), {"label": [0]}), SameSize()])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from invdiff.core.denoiser import Denoiser
-from invdiff.core.errors import ConfigError, ShapeError
+from invdiff.core.errors import CapabilityError, ConfigError, ShapeError
 from invdiff.core.problem import Problem
 from invdiff.core.rng import Streams
 from invdiff.core.schedule import Karras, LogUniform
@@ -73,6 +73,9 @@ def test_an_answer_that_would_broadcast_is_refused():
         prior(torch.zeros(1, 3, 4, 4), torch.ones(1))
     with pytest.raises(ConfigError, match="expected outputs"):
         Blind(torch.zeros_like, shape=(1, 4, 4), outputs="score", **LIMITS)
+    with pytest.raises(ShapeError, match=r"Blind: expected sizes that are multiples of 4, got \(4, 6\)"):
+        Blind(torch.zeros_like, shape=(1, None, None), divisor=4, **LIMITS)(torch.zeros(1, 1, 4, 6), torch.ones(1))
+    assert len({repr(Blind(abs, shape=(1, 4, 4), outputs=outputs, **LIMITS)) for outputs in ("noise", "image")}) == 2
 
 
 def test_a_blind_network_runs_in_the_dtype_of_its_weights():
@@ -220,3 +223,5 @@ def test_limits_and_sizes_come_from_the_bands():
         MultiScale(band(1, 0.01, 0.5), [band(3, 1.0, 2.0)])
     with pytest.raises(ConfigError, match="expected details"):
         MultiScale(band(1, 0.01, 0.5), [])
+    with pytest.raises(CapabilityError, match="MultiScale: GaussianPrior is not conditional"):
+        MultiScale(band(1, 0.01, 0.5, (4, 4)), [GaussianPrior(torch.zeros(3, 4, 4), torch.ones(3, 4, 4))])

@@ -10,6 +10,7 @@ from invdiff.core import CapabilityError, ConfigError, Denoiser, Matrix, Problem
 from invdiff.core.noise import Gaussian
 from invdiff.guidance import MMPS
 from invdiff.priors import EDMDenoiser, GaussianMixture, GaussianPrior, UNet
+from invdiff.priors.affine import Affine
 from invdiff.priors.conditional import ClassifierFree, ClassifierGuided, Given, Interval
 
 F64 = torch.float64
@@ -173,3 +174,27 @@ def test_a_network_of_ours_knows_its_null_condition():
     want = prior(x, sigma, null) + 2.5 * (prior(x, sigma, told) - prior(x, sigma, null))
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     assert (got - prior(x, sigma, told)).abs().max() > 1e-6
+
+
+def test_adapters_hand_on_the_null_condition():
+    """A network on [-1, 1] in other units: the null class is that of the network inside."""
+
+    class Told(Conditional):
+        def null(self, condition):
+            return {"label": torch.full_like(condition["label"], 2)}
+
+    affine = ClassifierFree(Affine(Told(), 2.0), {"label": [1]}, weight=3.0)
+    close(affine(X, LEVELS), 2 * ClassifierFree(Told(), {"label": [1]}, weight=3.0, null={"label": [2]})(X / 2, LEVELS / 2))
+    assert affine.null is not None
+
+
+def test_a_prior_that_takes_no_condition_is_refused():
+    for guide in (Given, lambda prior, told: ClassifierFree(prior, told, weight=2.0)):
+        for prior in (BOTH, Given(Conditional(), {"label": [1]})):
+            with pytest.raises(CapabilityError, match=f"{type(prior).__name__} is not conditional"):
+                guide(prior, {"label": [1]})
+
+
+def test_the_weight_of_an_interval_has_the_precision_of_the_level():
+    assert Interval(1.1)(LEVELS).tolist() == [1.1] * 4
+    assert "weight=log_share, " in repr(ClassifierFree(Conditional(), {"label": [1]}, weight=log_share))

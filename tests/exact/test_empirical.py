@@ -104,3 +104,7 @@ def test_what_does_not_fit_is_refused():
         Empirical(randn(3, 4), weights=torch.ones(4))
     with pytest.raises(NumericalError, match="no density"):
         Empirical(randn(3, 4)).log_prob(randn(1, 4))
+
+
+def test_a_resumed_run_can_tell_bandwidths_apart():
+    assert repr(Empirical(randn(3, 2), bandwidth=0.1)) != repr(Empirical(randn(3, 2), bandwidth=0.2))

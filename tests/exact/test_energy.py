@@ -132,10 +132,18 @@ def test_what_does_not_fit_is_refused():
         Sparse(Matrix(randn(9, 9), (1, 9)), 1.0, 0.1).proximal(randn(2, 1, 9), 0.1)
     with pytest.raises(NumericalError, match="raise max_iter"):
         TotalVariation(1.0, 1e-3).proximal(randn(1, 1, 8, 8), 5.0, max_iter=10, tol=1e-8)
+    with pytest.raises(NumericalError, match="after 5 iterations"):
+        TotalVariation(1.0, 1e-3).proximal(randn(1, 1, 8, 8), 5.0, max_iter=5)
     with pytest.raises(ConfigError, match="smoothing > 0"):
         TotalVariation(1.0, 0.0)
     with pytest.raises(ConfigError, match="weights >= 0"):
         Sparse(orthonormal((1, 9)), -1.0, 0.1)
+
+
+def test_weights_of_coefficients_follow_the_precision_of_the_image():
+    analysis, x = WaveletSynthesis((1, 8), "haar").H, randn(2, 1, 8).float()
+    energy = Sparse(analysis, torch.full((1, 8), 0.3, dtype=F64), 0.1)
+    assert {energy.log_prob(x).dtype, energy.score(x).dtype, energy.proximal(x, 0.1).dtype} == {torch.float32}
 
 
 # a density at every noise level is a denoiser

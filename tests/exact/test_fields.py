@@ -242,3 +242,7 @@ def test_fit_of_volumes_and_of_what_is_no_such_field():
         fit_spectrum(randn(8, 1, 32, 32))  # white: neither a length nor a decay
     with pytest.raises(NumericalError, match="constant"):
         fit_spectrum(torch.full((2, 1, 32, 32), 0.3))
+
+
+def test_a_resumed_run_can_tell_means_apart():
+    assert repr(StationaryGaussian((1, 4), mean=0.1)) != repr(StationaryGaussian((1, 4), mean=0.2))

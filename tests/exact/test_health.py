@@ -243,7 +243,7 @@ class Constant(nn.Module):
 
 
 def test_what_can_not_be_checked():
-    with pytest.raises(DataError, match=r"4 or more finite items"):
+    with pytest.raises(DataError, match=r"4 or more finite floating-point items"):
         PRIOR.check(images(3))
     with pytest.raises(DataError, match=r"not constant"):
         PRIOR.check(torch.ones(8, *SHAPE, dtype=F64))
@@ -251,6 +251,12 @@ def test_what_can_not_be_checked():
         wrapped(Constant(math.nan), VP, "noise").check(images(8))
     with pytest.raises(ConfigError, match=r"noise levels in \[0.01, 100\], got 0.001"):
         PRIOR.check(images(8), sigmas=[0.001])
+    with pytest.raises(DataError, match=r"floating-point items .* torch.uint8"):
+        PRIOR.check((100 + 50 * images(8)).to(torch.uint8))
+    with pytest.raises(ConfigError, match=r"a noise level or more and batch >= 1, got 0 and 16"):
+        PRIOR.check(images(8), sigmas=[])
+    with pytest.raises(ConfigError, match=r"a noise level or more and batch >= 1, got 1 and 0"):
+        PRIOR.check(images(8), sigmas=[0.1], batch=0)
     with pytest.raises(ConfigError, match=r"start at 0.01 but the data's standard deviation is"):
         PRIOR.check(images(8) / 1000)
     with pytest.raises(ConfigError, match=r"times that of shrinking"):  # D = x

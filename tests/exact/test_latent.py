@@ -11,6 +11,7 @@ from invdiff.priors.autoencoder import Autoencoder, Decoder
 from invdiff.priors.latent import LatentPrior
 from invdiff.samplers import DPS
 from invdiff.tasks.data import Item
+from invdiff.tasks.distance import distance_from_prior
 from invdiff.tasks.setups import inpainting, synthesis
 
 
@@ -116,6 +117,18 @@ def test_a_sampler_sees_the_same_problem():
     one, other = (DPS(steps=30)(p, prior, n=2, seed=0).x for p in (composed, plain))
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert one.abs().max() > 0.1
+
+
+def test_a_latent_prior_knows_what_its_denoiser_knows():
+    """The card, by which a report measures how far an image is from the prior, its scale, and the only noise levels."""
+    inner = GaussianPrior(torch.zeros(4, 1, 1).double(), torch.ones(4, 1, 1).double())
+    assert distance_from_prior(LatentPrior(inner, Linear()), normal(2, 4, 1, 1)) is None
+    card = {"sigma": [0.05, 0.5, 5.0], "rms": [0.01, 0.1, 1.0]}
+    inner.facts, inner.sigma_data, inner.known = {"denoising_error": card}, 0.1, torch.tensor([0.1, 1.0])
+    prior = LatentPrior(inner, Linear())
+    assert torch.equal(prior.known, inner.known)
+    # 0.5 and 5 are beyond twice the scale
+    assert distance_from_prior(prior, normal(2, 4, 1, 1))["sigma"] == [0.05]
 
 
 def test_a_task_takes_the_grid_of_the_images():

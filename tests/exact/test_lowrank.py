@@ -10,6 +10,7 @@ from invdiff.operators import Mask
 from invdiff.priors import GaussianMixture
 from invdiff.priors.lowrank import LowRankMixture
 from invdiff.priors.lowrank_fit import fit_lowrank
+from invdiff.samplers import Guided
 
 F64 = torch.float64
 
@@ -108,6 +109,13 @@ def test_what_does_not_fit_is_refused():
         LowRankMixture(w, m, 2.0 * u, s, 0.1)
     with pytest.raises(ConfigError, match="spreads"):
         LowRankMixture(w, m, u, -s, 0.1)
+
+
+def test_a_mixture_of_one_runs_and_resumes(tmp_path):
+    """Its taus were an expanded tensor of one value, which has no bytes to compare a resumed run by."""
+    one = LowRankMixture(torch.ones(1, dtype=F64), randn(1, 1, 2, 4), subspaces(1, 8, 2), torch.ones(1, 2, dtype=F64), 0.3)
+    draws = Guided(steps=3)(Problem.unmeasured((1, 2, 4), F64), one, n=2, seed=0, resume=tmp_path / "run")
+    assert draws.x.shape == (2, 1, 2, 4)
 
 
 # the fit

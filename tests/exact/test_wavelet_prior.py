@@ -10,7 +10,7 @@ from invdiff.core import ConfigError, Denoiser, Gaussian, Karras, Matrix, Proble
 from invdiff.core.algebra import dense
 from invdiff.guidance import MMPS
 from invdiff.operators.wavelet import WaveletSynthesis
-from invdiff.priors import GaussianPrior
+from invdiff.priors import Affine, Average, ChannelWise, GaussianPrior
 from invdiff.priors.wavelet import CoefficientDomain, WaveletDomain, WaveletPrior, denoise_coloured, synthesized_noise
 from invdiff.samplers import Guided, Heun
 
@@ -51,6 +51,7 @@ def measurement():
     return Problem.simulate(operator, Gaussian(0.5), images().sample(Streams(4))[0])
 
 
+BASIS = WaveletSynthesis(SHAPE, "haar")
 SAMPLER = Guided(MMPS(cg_steps=4), Heun(), Karras(0.005, 300.0), steps=40)
 SYNTHESES = {
     "haar": {"wavelet": "haar"},
@@ -148,6 +149,26 @@ def test_what_is_not_orthonormal_is_refused(name):
     if not synthesis.square:
         with pytest.raises(ConfigError, match="expected as many coefficients as values"):
             denoise_coloured(coefficients(prior, synthesis), synthesis, randn(1, *SHAPE), torch.ones(1, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Affine,
+        ChannelWise,
+        lambda p: WaveletPrior(p, BASIS),
+        lambda p: WaveletDomain(p, BASIS),
+        lambda p: CoefficientDomain(p, BASIS),
+    ],
+)
+def test_coefficients_are_no_image_even_where_their_shape_is_that_of_one(wrap):
+    prior = WaveletPrior(images(), BASIS)
+    assert prior.shape == prior.image_shape
+    with pytest.raises(ConfigError, match="the unknown of WaveletPrior is not the image it decodes to"):
+        wrap(prior)
+    with pytest.raises(ShapeError, match="got images and what they are decoded from"):
+        Average([images(), prior])
+    assert Average([prior, prior]).synthesis(SHAPE) is BASIS
 
 
 def test_a_prior_of_another_shape_is_refused():

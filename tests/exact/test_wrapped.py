@@ -344,6 +344,7 @@ def test_pfgm_with_finite_D_and_its_limit():
         (lambda: DiscreteVP([0.1, 1.0]), "betas in \\(0, 1\\), got 2 between 0.1 and 1"),
         (lambda: VE(tells="index"), "with steps"),
         (lambda: VE(tells="time"), "got 'time'"),
+        (lambda: VE(descending=True), 'descending with tells "index" only'),
         (lambda: EDM(2.0, 1.0), "EDM: expected 0 < sigma_min < sigma_max"),
         (lambda: PFGMpp(-1.0), "D > 0"),
         (lambda: RectifiedFlow(2), "data_at 0 or 1"),
@@ -355,3 +356,24 @@ def test_pfgm_with_finite_D_and_its_limit():
 def test_contradictions_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_a_free_size_must_be_a_multiple_and_a_fixed_one_is_what_it_is():
+    one = torch.ones(1)
+    with pytest.raises(ShapeError, match=r"Wrapped: expected sizes that are multiples of 8, got \(16, 12\): pad or crop"):
+        Wrapped(net_of_zeros, EDM(), "noise", shape=(1, None, None), divisor=8)(torch.zeros(1, 1, 16, 12), one)
+    assert Wrapped(net_of_zeros, EDM(), "noise", shape=(1, None, 12), divisor=8)(torch.zeros(1, 1, 16, 12), one).shape[2] == 16
+
+
+def test_a_resumed_run_can_tell_priors_apart():
+    """What is no weight shows in the representation; addresses of functions, which differ between processes, do not."""
+
+    def text(path, predicts="noise"):
+        return repr(Wrapped(net_of_zeros, path, predicts, shape=SHAPE))
+
+    assert len({text(EDM()), text(VE()), text(VE(), "v"), text(VE(0.02), "v")}) == 4
+    assert " at 0x" not in text(Interpolant(lambda t: 1 - t, lambda t: t))
+
+
+def net_of_zeros(x, told):
+    return torch.zeros_like(x)
