@@ -16,26 +16,27 @@ from ..core.build import build, check
 from ..core.errors import ConfigError
 from ..core.files import atomic, require_writable
 from ..learning import Training, describe, describe_autoencoder, fit, write_autoencoder_card, write_card
-from ..learning.batches import Source
+from ..learning.batches import Item, Source, split
 from ..learning.distributed import Team, processes
 from ..learning.interrupts import termination_interrupts
-from ..learning.objectives import Model
+from ..learning.objectives import Model, item_losses
 from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
 
 __all__ = ["from_config", "train"]
 
+_PARTS = ("source", "network", "training", "card")
+
 
 def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ()) -> Path:
     """Build what the configuration describes and train it; the path of the weights."""
-    for part in ("source", "network", "training", "card"):
-        for key, value in (config.get(part) or {}).items():
-            if value == "???":
-                raise ConfigError(f"train prior={config['name']}: {part}.{key} has to be given, as in {part}.{key}=VALUE")
+    if missing := [name for part in _PARTS for name in _missing(config.get(part), part)]:
+        have = "has" if len(missing) == 1 else "have"
+        raise ConfigError(f"train prior={config['name']}: {' and '.join(missing)} {have} to be given, as in {missing[0]}=VALUE")
     options = {key: config[key] for key in ("device", "threads", "resume", "progress")}
     check(train, options, partial=True)
     options["progress"] = options["progress"] and sys.stderr.isatty()
-    parts = {part: build(config.get(part), allow) for part in ("source", "network", "training", "card")}
+    parts = {part: build(config.get(part), allow) for part in _PARTS}
     check(train, {"name": config["name"], "out": out} | parts | options)
     return train(config["name"], **parts, out=out, **options)
 
@@ -59,18 +60,26 @@ def train(
     Started by torchrun, the processes share the work, and process 0 writes.
 
     Args:
-        card: `held_out`, a source of images that were not trained on, `images`, how many of them, `draws`, how many draws of
-            the prior to compare with twice as many of them, and lines about data and licence. With it, the weights carry their
-            denoising error, and NAME.md beside them, with the curve NAME.png, is their model card.
+        card: `held_out`, a source of images that were not trained on, `images`, how many of them, at least 2, `draws`, how many
+            draws of the prior to compare with twice as many of them (not of an autoencoder), and lines about data and licence.
+            With it, the weights carry their denoising error, and NAME.md beside them, with the curve NAME.png, is their model
+            card.
         threads: of torch while it trains; None leaves its own choice.
+
+    Raises:
+        InvdiffError: the held-out images do not fit the network, before it is trained; and what `fit` raises.
     """
     require_device(device, "train")
     require_writable(out)
     images, draws = (32, 0) if card is None else (card.get("images", 32), card.get("draws", 0))
-    if not _count(images, 1) or not _count(draws, 0) or (card is not None and not callable(card.get("held_out"))):
+    if not _count(images) or not (draws == 0 or _count(draws)) or (card is not None and not callable(card.get("held_out"))):
         found = f"images={images!r}, draws={draws!r}"
-        raise ConfigError(f"train: expected card to have a source held_out, images >= 1 and draws >= 0, got {found}")
+        raise ConfigError(f"train: expected card to have a source held_out, images >= 2, and draws 0 or >= 2, got {found}")
+    if isinstance(network, Autoencoder) and draws:
+        raise ConfigError("train: an autoencoder makes no draws: leave card.draws out")
     with _threads(threads), termination_interrupts(), processes(device) as own:
+        if card is not None:
+            _try(network.to(own), card["held_out"](0), training, own)
         trained = fit(network.to(own), source, training, out, progress=progress, resume=resume)
         if card is None:
             return out / "ema.safetensors"
@@ -88,8 +97,25 @@ def train(
     return out / f"{name}.safetensors"
 
 
-def _count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _count(value: object) -> bool:
+    """Whether it is a number of images, of which one has no spread."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 2
+
+
+def _missing(config: object, name: str) -> Iterator[str]:
+    """The dotted names of what a recipe leaves to the user."""
+    if config == "???":
+        yield name
+    for key, value in config.items() if isinstance(config, dict) else ():
+        yield from _missing(value, f"{name}.{key}")
+
+
+@torch.no_grad()
+def _try(network: Model, item: Item, training: Training, device: str) -> None:
+    """The network on a held-out item: what does not fit shows now rather than after hours."""
+    image, condition = split(item)
+    x, given = image[None].to(device), condition and {key: value[None].to(device) for key, value in condition.items()}
+    item_losses(network.eval(), x, x, x.new_full((1,), network.sigma_data), given, objective=training.objective)
 
 
 def _curve(described: EDMDenoiser, path: Path) -> None:

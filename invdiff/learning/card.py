@@ -80,8 +80,8 @@ def describe(
     """Add to the facts the error on items 0, ..., count - 1 of a held-out source, and what the recipe says in words.
 
     Args:
-        draws: of the prior, to compare with the first 2 * draws of these items; 0 for no comparison. A conditional prior draws
-            for the conditions of the first of them, which are then not independent of the items.
+        draws: of the prior, to compare with the first `draws` items, as the next `draws` of them are; 0 for no comparison. A
+            conditional prior draws for the conditions of the latter, so that draws and floor have the same ones.
     """
     images, conditions = zip(*(split(held_out(k)) for k in range(max(count, 2 * draws))), strict=True)
     images, given = torch.stack(images), None if conditions[0] is None else list(conditions)

@@ -49,6 +49,7 @@ def store(
     state = {
         "step": step,
         "training": asdict(training),
+        "model": denoiser.header,
         "net": denoiser.net.state_dict(),
         "average": average.net.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -79,6 +80,9 @@ def restore(
         raise ConfigError(f"fit: {path} was made with {found}: use another folder or resume=False")
     if step > training.steps:
         raise ConfigError(f"fit: {path} is already at step {step}, past steps={training.steps}")
+    # checkpoints from before the header was kept have none
+    if found := _differs(state.get("model", denoiser.header), denoiser.header):
+        raise ConfigError(f"fit: {path} is of another network, with {found}: use another folder or resume=False")
     try:
         denoiser.net.load_state_dict(state["net"])
         average.net.load_state_dict(state["average"])
@@ -86,6 +90,13 @@ def restore(
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(f"fit: {path} is of another network ({str(error).splitlines()[0]})") from None
     return int(step), state.get("log", {})
+
+
+def _differs(found: dict[str, Any], mine: dict[str, Any]) -> str | None:
+    """How a model with that header is another one than mine; None if it is not."""
+    found, mine = ({**header, **header["architecture"]} for header in (found, mine))
+    names = [name for name in {**mine, **found} if name != "architecture" and found.get(name) != mine.get(name)]
+    return f"{names[0]}={found.get(names[0])}, not {mine.get(names[0])}" if names else None
 
 
 def start_anew(out: Path) -> None:

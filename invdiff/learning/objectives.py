@@ -12,7 +12,8 @@ With s = sigma / sigma_d the path at tau = s / (1 + s) is x_tau = (x0 + s eps) /
 
 Levels: ln sigma ~ N(p_mean, p_std^2), for tau the logit-normal distribution, because logit(tau) = ln(sigma / sigma_d); or tau
 uniform between its values at the denoiser's sigma_min and sigma_max. The levels of a batch are stratified: with a uniform
-number u that the batch shares, their quantiles are (u + i) / B.
+number u that the batch shares, their quantiles are (u + i) / B, in an order that is drawn for each batch: a source that goes
+round a finite collection would else show some of its items at low noise only, and others at high noise.
 
 An autoencoder is trained by the same loop, on the negative evidence bound of `priors.autoencoder` per pixel, times
 2 s^2 / sigma_d^2: about 1 at the start, and the relative squared error later. The noise of its latents is a part of the item's.
@@ -42,9 +43,10 @@ Model = EDMDenoiser | Autoencoder
 
 
 def noise_levels(training: Training, denoiser: Model, step: int, count: int) -> Tensor:
-    """The increasing noise levels of a batch of `count` items, (count,) float32, a function of seed and step."""
-    shared = Streams(training.seed, (step,)).uniform(0, (), "sigma", torch.float64)
-    quantile = (shared + torch.arange(count, dtype=torch.float64)) / count
+    """The noise levels of a batch of `count` items, (count,) float32, a function of seed and step."""
+    streams = Streams(training.seed, (step,))
+    order = streams.uniform(0, (count,), "order", torch.float64)[0].argsort()
+    quantile = (streams.uniform(0, (), "sigma", torch.float64) + order) / count
     if training.levels == "lognormal":
         return (training.p_mean + training.p_std * torch.special.ndtri(quantile)).exp().float()
     low, high = (s / (s + denoiser.sigma_data) for s in (denoiser.sigma_min, denoiser.sigma_max))

@@ -88,8 +88,12 @@ class _Run:
     """The state of a run between two steps."""
 
     def __init__(self, denoiser: Model, source: Source, training: Training, out: Path) -> None:
-        if isinstance(denoiser, Autoencoder) and (training.sheet_every or training.drop):
-            raise ConfigError("fit: an autoencoder makes no draws and has no condition: leave sheet_every and drop out")
+        foreign = training.sheet_every or training.drop or (training.objective, training.levels) != ("edm", "lognormal")
+        if isinstance(denoiser, Autoencoder) and foreign:
+            raise ConfigError(
+                "fit: an autoencoder makes no draws, and has no condition and no noise levels: leave sheet_every, drop, "
+                "objective and levels out"
+            )
         self.denoiser, self.training, self.out = denoiser, training, out
         self.device = next(denoiser.parameters()).device
         self.team = Team.here(self.device)

@@ -80,8 +80,10 @@ def _files(paths: str | PathLike[str] | Sequence[str | PathLike[str]], part: tup
         files = [Path(p) for p in paths]
     elif Path(paths).is_dir():
         files = sorted(p for p in Path(paths).iterdir() if p.suffix.lower() in (".png", ".tif", ".tiff"))
-    else:
+    elif Path(paths).exists():
         files = [Path(paths)]
+    else:
+        raise DataError(f"Pictures: there is no file or folder {paths}")
     if not files:
         raise DataError(f"Pictures: {paths} holds no .png or .tif files")
     chosen = files if part is None else files[part[0] : part[1]]

@@ -60,7 +60,9 @@ def test_doctor(call, monkeypatch):
     assert "torch" in text
     # the hash is looked at
     monkeypatch.setattr(doctor, "names", lambda _: ["altered", "gone", "none"])
-    weights = {"altered": {"sha256": "0" * 64}, "gone": {"sha256": "0" * 64, "file": "gone.safetensors"}, "none": {}}
+    altered, gone = ({"sha256": "0" * 64, "file": f"{name}.safetensors"} for name in ("altered", "gone"))
+    # anywhere in a configuration, and each file once
+    weights = {"altered": {"autoencoder": altered}, "gone": {"priors": {"first": gone, "second": altered}}, "none": {}}
     monkeypatch.setattr(doctor, "read", lambda path: weights[path.split("/")[1]])
     folder = Path("package/weights")
     folder.mkdir(parents=True)

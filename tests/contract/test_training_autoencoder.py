@@ -76,8 +76,11 @@ def test_the_command_writes_a_card(tmp_path):
 
 
 def test_what_an_autoencoder_can_not_do(tmp_path):
-    with pytest.raises(ConfigError, match="an autoencoder makes no draws"):
-        fit(small(), source, Training(**RUN, sheet_every=2), tmp_path, progress=False)
+    for option in ({"sheet_every": 2}, {"drop": 0.1}, {"objective": "flow"}, {"levels": "uniform"}):
+        with pytest.raises(ConfigError, match="an autoencoder makes no draws"):
+            fit(small(), source, Training(**RUN, **option), tmp_path, progress=False)
+    with pytest.raises(ConfigError, match=r"an autoencoder makes no draws: leave card\.draws out"):
+        train("tiny", source, small(), Training(**RUN), out=tmp_path, card={"held_out": source, "draws": 2})
     wide = Autoencoder(1, 20, widths=(16, 16), blocks=1)
     with pytest.raises(ConfigError, match="20 latent channels are more than the 16 values"):
         fit(wide, source, Training(**RUN), tmp_path, progress=False)
