@@ -7,27 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from invdiff.cli import main
 from invdiff.commands import doctor, listing, training
 from invdiff.configs import names
 from invdiff.core import Streams
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def call(capsys):
-    """Run the command line here: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        code = main([str(a) for a in arguments])
-        seen = capsys.readouterr()
-        return code, seen.out, seen.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.mark.parametrize("group", ["task", "operator", "prior", "sampler", "guidance"])

@@ -279,6 +279,15 @@ def test_older_checkpoints_stay_if_asked_for(tmp_path):
     assert there(tmp_path) == [("checkpoint.pt", 1)]
 
 
+@pytest.fixture
+def _interrupts():
+    """Ctrl-C as in a terminal: a shell starts programs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_between_two_steps(tmp_path, number):
     """The step that has begun is completed, so that nothing is computed again."""
@@ -302,6 +311,7 @@ def test_a_signal_ends_the_run_between_two_steps(tmp_path, number):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("_interrupts")
 def test_the_second_signal_does_not_wait():
     with pytest.raises(KeyboardInterrupt), postponed(patient=False):
         signal.raise_signal(signal.SIGINT)
