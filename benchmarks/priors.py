@@ -60,7 +60,8 @@ def octaves(spectrum):
     for low, high in zip([0.0, *edges], edges, strict=False):
         inside = (f > low) & (f <= high)
         if inside.any():
-            rows.append({"up to": high, "draws": float(ratio[inside].mean()), "held out": float(floor[inside].mean())})
+            means = {"draws": float(ratio[inside].mean()), "held out": float(floor[inside].mean())}
+            rows.append({"up to": high} | {key: round(value, 3) for key, value in means.items()})
     return rows
 
 
