@@ -94,7 +94,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
         (["train", "card=5"], "train: expected card to be "),
         (["train", "device=foo"], "train: expected device to be cpu, cuda"),
         (["train", "card.images=1"], "images >= 2, and draws 0 or >= 2, got images=1, draws=0"),
-        (["train", "+card.draws=1"], "images >= 2, and draws 0 or >= 2, got images=64, draws=1"),
+        (["train", "card.draws=1"], "images >= 2, and draws 0 or >= 2, got images=64, draws=1"),
         (["train", "card.held_out.size=100", "card.held_out.pool=1"], "multiples of 8, got (100, 100)"),
         (["train", "threads=0"], "train: expected threads >= 1, got 0"),
     ],
