@@ -4,7 +4,8 @@
     python benchmarks/priors.py natural64 --pictures FOLDER --part 378 398  # pictures that were kept apart
     python benchmarks/priors.py mr128 --volumes a.nii.gz                    # volumes of other people
 
-For each prior a sheet of unconditional draws (50 Heun steps) in docs/images/prior_NAME.png, and its rows in
+For each prior a sheet of unconditional draws (50 Heun steps) in docs/images/prior_NAME.png, the curve of
+its card in docs/images/error_NAME.png, and its rows in
 benchmarks/results/priors.json: a kernel two-sample test of 64 draws against 64 held-out images, on their layout (block means)
 and their texture (second moments of patches), beside the same test between two halves of the held-out images, which is what a
 perfect prior would get; and the ratio of the power spectra, by octave of the frequency. Complex images are compared as
@@ -23,6 +24,7 @@ from matplotlib.figure import Figure
 import invdiff
 from invdiff.learning import distance_table
 from invdiff.learning.sheets import draw
+from invdiff.plot import denoising_figure
 from invdiff.priors import LatentPrior
 from invdiff.tasks.phantoms import Phantoms
 from invdiff.tasks.pictures import Pictures
@@ -97,7 +99,9 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in options.names:
         prior = invdiff.prior(name).to(options.device)
-        (prior.prior if isinstance(prior, LatentPrior) else prior).bf16 = options.bf16
+        net = prior.prior if isinstance(prior, LatentPrior) else prior
+        denoising_figure(net.facts["denoising_error"]).savefig(ROOT / "docs/images" / f"error_{name}.png", dpi=110)
+        net.bf16 = options.bf16
         source, shape = held_out(name, options)
         images = torch.stack([source(k) for k in range(2 * options.draws)])
         start = time.perf_counter()

@@ -4,7 +4,11 @@ The command line prints them without a traceback and exits with 2. All of them a
 error that a Python user would expect.
 """
 
-__all__ = ["CapabilityError", "ConfigError", "DataError", "InvdiffError", "NumericalError", "ShapeError"]
+from __future__ import annotations
+
+import math
+
+__all__ = ["CapabilityError", "ConfigError", "DataError", "InvdiffError", "NumericalError", "ShapeError", "require_positive"]
 
 
 class InvdiffError(Exception):
@@ -29,3 +33,10 @@ class DataError(InvdiffError, OSError):
 
 class NumericalError(InvdiffError, ArithmeticError):
     """A run met a value that is not finite, or a solver did not converge."""
+
+
+def require_positive(owner: object, **values: float) -> None:
+    """Raise a ConfigError that names the object unless every value is positive and finite."""
+    for name, value in values.items():
+        if not 0.0 < value < math.inf:
+            raise ConfigError(f"{type(owner).__name__}: expected {name} > 0, got {value}")

@@ -33,7 +33,7 @@ from ..priors.network import EDMDenoiser, denoising_error
 from .batches import Source, split
 from .sheets import draw
 
-__all__ = ["SIGMAS", "describe", "distance_table", "error_table", "write_card"]
+__all__ = ["SIGMAS", "card_head", "describe", "distance_table", "error_table", "write_card"]
 
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
@@ -94,6 +94,22 @@ def describe(
     return denoiser
 
 
+def card_head(name: str, facts: Mapping[str, Any], network: str) -> list[str]:
+    """The lines that every card begins with: what it is, data, licence, limits, the network in words, training and cost."""
+    return [
+        f"# {name}",
+        "",
+        facts.get("about", ""),
+        "",
+        *(f"- **{key}**: {facts[key]}" for key in ("data", "held out", "licence", "limits") if key in facts),
+        f"- **network**: {network}",
+        f"- **training**: {facts['step']} steps, `{facts['training']}`",
+        *([f"- **cost**: {facts['cost']}"] if "cost" in facts else []),
+        f"- **reproduce**: `invdiff train prior={name}`",
+        "",
+    ]
+
+
 def write_card(denoiser: EDMDenoiser, name: str, path: str | Path, *, figure: str | None = None) -> None:
     """The facts as a page of Markdown.
 
@@ -103,15 +119,12 @@ def write_card(denoiser: EDMDenoiser, name: str, path: str | Path, *, figure: st
     facts: dict[str, Any] = denoiser.facts
     errors = facts["denoising_error"]
     parameters = sum(p.numel() for p in denoiser.parameters())
-    lines = [f"# {name}", "", facts.get("about", ""), ""]
-    lines += [f"- **{key}**: {facts[key]}" for key in ("data", "held out", "licence", "limits") if key in facts]
-    lines += [
-        f"- **network**: {parameters / 1e6:.2f} M parameters, `{denoiser.net.architecture}`, "
-        f"sigma_data {denoiser.sigma_data:g}, noise levels {denoiser.sigma_min:g} to {denoiser.sigma_max:g}",
-        f"- **training**: {facts['step']} steps, `{facts['training']}`",
-        *([f"- **cost**: {facts['cost']}"] if "cost" in facts else []),
-        f"- **reproduce**: `invdiff train prior={name}`",
-        "",
+    network = (
+        f"{parameters / 1e6:.2f} M parameters, `{denoiser.net.architecture}`, sigma_data {denoiser.sigma_data:g}, noise levels "
+        f"{denoiser.sigma_min:g} to {denoiser.sigma_max:g}"
+    )
+    lines = [
+        *card_head(name, facts, network),
         *([f"![denoising error by noise level]({figure})", ""] if figure else []),
         f"Denoising error on {errors['images']} held-out images (root mean square, data units), and that of the Wiener filter "
         "for their own power spectrum:",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.files import atomic
 from ..priors.autoencoder import Autoencoder
+from .card import card_head
 
 __all__ = ["describe_autoencoder", "write_autoencoder_card"]
 
@@ -47,15 +48,12 @@ def write_autoencoder_card(autoencoder: Autoencoder, name: str, path: str | Path
     """The facts as a page of Markdown."""
     facts, found = autoencoder.facts, autoencoder.facts["reconstruction"]
     parameters = sum(p.numel() for p in autoencoder.parameters())
-    lines = [f"# {name}", "", facts.get("about", ""), ""]
-    lines += [f"- **{key}**: {facts[key]}" for key in ("data", "held out", "licence", "limits") if key in facts]
-    lines += [
-        f"- **network**: {parameters / 1e6:.2f} M parameters, `{autoencoder.architecture}`, sigma_data "
-        f"{autoencoder.sigma_data:g}, fidelity {autoencoder.fidelity:g}",
-        f"- **training**: {facts['step']} steps, `{facts['training']}`",
-        *([f"- **cost**: {facts['cost']}"] if "cost" in facts else []),
-        f"- **reproduce**: `invdiff train prior={name}`",
-        "",
+    network = (
+        f"{parameters / 1e6:.2f} M parameters, `{autoencoder.architecture}`, sigma_data {autoencoder.sigma_data:g}, "
+        f"fidelity {autoencoder.fidelity:g}"
+    )
+    lines = [
+        *card_head(name, facts, network),
         f"On {found['images']} held-out images: error of decode(encode(x)) {found['rms']:.4f} (root mean square, data units), "
         f"{found['psnr']:.1f} dB for the images' extent. Latents: mean {found['latent_mean']:.3f}, root mean square about it "
         f"{found['latent_rms']:.3f}, noise {found['latent_noise']:.3f}.",

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..core import CapabilityError, ConfigError, Denoiser, LinearOperator, NumericalError, ShapeError, expand, norm
+from ..core.errors import require_positive
 
 __all__ = ["Energy", "EnergyPrior", "Quadratic", "Sparse", "Sum", "TotalVariation"]
 
@@ -76,7 +77,7 @@ class Quadratic(Energy):
     mean: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(self, weight=self.weight)
+        require_positive(self, weight=self.weight)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return -0.5 * self.weight * (x - self.mean).square().flatten(1).sum(1)
@@ -105,7 +106,7 @@ class TotalVariation(Energy):
     isotropic: bool = True
 
     def __post_init__(self) -> None:
-        _require_positive(self, weight=self.weight, smoothing=self.smoothing)
+        require_positive(self, weight=self.weight, smoothing=self.smoothing)
 
     def _lengths(self, gradient: Tensor) -> Tensor:
         # the root has no derivative where the gradient vanishes: there the square alone counts
@@ -135,7 +136,7 @@ class TotalVariation(Energy):
             NumericalError: the gap is not reached in `max_iter` iterations.
         """
         b = step * self.weight
-        _require_positive(self, step=step)
+        require_positive(self, step=step)
         rate = 1.0 / (4.0 * b * (x.ndim - 2) + self.smoothing)
         p = ahead = torch.zeros_like(_gradient(x))
         momentum, goal = 1.0, 0.5 * (tol * norm(x)).square()
@@ -178,7 +179,7 @@ class Sparse(Energy):
     smoothing: float
 
     def __post_init__(self) -> None:
-        _require_positive(self, smoothing=self.smoothing)
+        require_positive(self, smoothing=self.smoothing)
         weight = torch.as_tensor(self.weight)
         if not bool((weight >= 0).all() and weight.isfinite().all() and (weight > 0).any()):
             raise ConfigError("Sparse: expected weights >= 0 and finite, not all of them zero")
@@ -260,9 +261,3 @@ def _gradient_adjoint(p: Tensor) -> Tensor:
         edge = torch.zeros_like(part.narrow(axis, 0, 1))
         total = total - torch.cat([inner, edge], dim=axis) + torch.cat([edge, inner], dim=axis)
     return total
-
-
-def _require_positive(owner: Energy, **values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 < value < math.inf:
-            raise ConfigError(f"{type(owner).__name__}: expected {name} > 0, got {value}")

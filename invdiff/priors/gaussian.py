@@ -16,10 +16,9 @@ from torch import Tensor
 
 from ..core import Denoiser, NumericalError, Problem, ShapeError, Streams
 from ..core.algebra import dense, flatten_real
-from .field import StationaryGaussian
 from .linear import linear_gaussian
 
-__all__ = ["GaussianPrior", "StationaryGaussian", "linear_gaussian"]
+__all__ = ["GaussianPrior"]
 
 
 class GaussianPrior(Denoiser):

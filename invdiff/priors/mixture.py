@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core import ConfigError, Denoiser, Problem, ShapeError, Streams
 from ..core.algebra import dense, flatten_real
-from .gaussian import linear_gaussian
+from .linear import linear_gaussian
 
 __all__ = ["GaussianMixture"]
 

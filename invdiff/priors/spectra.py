@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError, NumericalError, ShapeError
+from ..core.errors import require_positive
 
 __all__ = ["Laplacian", "Matern", "PowerLaw", "SquaredExponential", "Tabulated", "fit_spectrum"]
 
@@ -40,7 +41,7 @@ class Matern:
     decay: float
 
     def __post_init__(self) -> None:
-        _positive(self, decay=self.decay)
+        require_positive(self, decay=self.decay)
 
     def __call__(self, q: Tensor) -> Tensor:
         return (1.0 + q * q) ** -self.decay
@@ -69,7 +70,7 @@ class PowerLaw:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        _positive(self, low=self.low)
+        require_positive(self, low=self.low)
         if not self.high > self.low:
             raise ConfigError(f"PowerLaw: expected high > low, got {self.high} and {self.low}")
 
@@ -90,7 +91,7 @@ class Laplacian:
     alpha: float
 
     def __post_init__(self) -> None:
-        _positive(self, scale=self.scale, tau=self.tau, alpha=self.alpha)
+        require_positive(self, scale=self.scale, tau=self.tau, alpha=self.alpha)
 
     def __call__(self, q: Tensor) -> Tensor:
         return self.scale**2 * (q * q + self.tau**2) ** -self.alpha
@@ -185,9 +186,3 @@ def fit_spectrum(images: Tensor, *, spacing: float = 1.0) -> dict[str, float]:
         raise NumericalError(f"fit_spectrum: no such spectrum fits: stopped at length {length:.3g} px, decay {decay:.3g}")
     std = math.sqrt(profile(found)[1])
     return {"mean": float(mean), "std": std, "length": length * spacing, "decay": decay}
-
-
-def _positive(owner: object, **values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 < value < math.inf:
-            raise ConfigError(f"{type(owner).__name__}: expected {name} > 0, got {value}")
