@@ -1,13 +1,15 @@
-"""The contracts: operator, noise, problem, denoiser, schedule, sampler, randomness."""
+"""The contracts: operator, noise, problem, denoiser, schedule, sampler, memory, randomness."""
 
 from .algebra import Matrix, Stack, Unmeasured, ViewAsComplex
 from .build import build
 from .denoiser import Denoiser
 from .errors import CapabilityError, ConfigError, DataError, InvdiffError, NumericalError, ShapeError
 from .linalg import cg, dot, expand, norm, operator_norm
+from .memory import Auto, Checkpoint, DriftWarning, Full, Invertible, Memory, Offload, Revolve
 from .noise import Gaussian, Noise, Poisson
 from .operator import LinearOperator, Operator
 from .problem import Problem
+from .reversible import Move, drift, reversible
 from .rng import Streams
 from .sampler import Sampler, State, capabilities
 from .samples import Samples
@@ -15,22 +17,31 @@ from .schedule import VP, Grid, Karras, LogUniform
 
 __all__ = [
     "VP",
+    "Auto",
     "CapabilityError",
+    "Checkpoint",
     "ConfigError",
     "DataError",
     "Denoiser",
+    "DriftWarning",
+    "Full",
     "Gaussian",
     "Grid",
     "InvdiffError",
+    "Invertible",
     "Karras",
     "LinearOperator",
     "LogUniform",
     "Matrix",
+    "Memory",
+    "Move",
     "Noise",
     "NumericalError",
+    "Offload",
     "Operator",
     "Poisson",
     "Problem",
+    "Revolve",
     "Sampler",
     "Samples",
     "ShapeError",
@@ -43,7 +54,9 @@ __all__ = [
     "capabilities",
     "cg",
     "dot",
+    "drift",
     "expand",
     "norm",
     "operator_norm",
+    "reversible",
 ]
