@@ -1,6 +1,6 @@
 """Forward operators, one physics per file."""
 
-from .cs import BlockCS, DenseCS
+from .cs import BlockCS, DenseCS, PermutedCS
 from .ct import ParallelBeamCT
 from .dwt import DWT
 from .fourier import fft2c, ifft2c
@@ -28,6 +28,7 @@ __all__ = [
     "Identity",
     "Mask",
     "ParallelBeamCT",
+    "PermutedCS",
     "WaveletSynthesis",
     "band_rms",
     "birdcage_maps",

@@ -2,18 +2,20 @@
 
     DenseCS   y = Phi x for the whole image             A^+ = A^T,   (A^T A + rho)^-1 = (I - A^T A / (1 + rho)) / rho
     BlockCS   y_b = Phi x_b for each block of the image, images of any size
+    PermutedCS   the same after a random permutation of all pixels of the image
 
 A border block sees only the pixels of Phi that lie inside the image, Phi_b = U diag(s) V^T, one of at most four kinds, for
 which the inverse and the pseudo-inverse are exact as well.
 
 References: Gan, Block compressed sensing of natural images, DSP 2007; block 33 as in Kulkarni et al., ReconNet, 2016,
-arXiv:1601.06892.
+arXiv:1601.06892; permuted pixels as in Chen, Zhang, Li, Zhang, Invertible diffusion models for compressed sensing, 2024,
+arXiv:2403.17006.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from math import prod
+from functools import lru_cache, partial
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from ..core.operator import LinearOperator
 from ..core.rng import Streams
 from .constants import Constants
 
-__all__ = ["BlockCS", "DenseCS"]
+__all__ = ["BlockCS", "DenseCS", "PermutedCS"]
 
 
 class DenseCS(LinearOperator):
@@ -128,6 +130,56 @@ class BlockCS(LinearOperator):
         return f"{self.in_shape} -> {self.out_shape}, block={self.block}, seed={self.seed}"
 
 
+class PermutedCS(LinearOperator):
+    """m = ceil(ratio block^2) random projections of each run of block^2 pixels of a permuted image, (C, H, W) -> (runs, m).
+
+    Every measurement sees pixels of the whole image, which block-wise sampling does not: results with the two don't compare.
+    The last run is filled up with zeros where the number of pixels is no multiple of block^2.
+
+    Args:
+        shape: of the image without the batch.
+        ratio: measurements per pixel, in (0, 1].
+        block: root of the length of a run.
+        seed: of the permutation.
+        matrix_seed: of the matrix.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], ratio: float = 0.25, block: int = 32, seed: int = 0, matrix_seed: int = 0
+    ) -> None:
+        n, length = prod(shape), block**2
+        _count(length, ratio, "PermutedCS")
+        # 0.1 * 100 is a little more than 10 in floating point
+        runs, m = -(-n // length), ceil(round(ratio * length, 6))
+        super().__init__(shape, (runs, m))
+        self.length, self.seed, self.full = length, seed, n == runs * length
+        self.constants = Constants(partial(_orthonormal_rows, m=m, n=length, seed=matrix_seed))
+        order = Streams(seed).uniform(0, (n,), "permutation", torch.float64)[0].argsort()
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (phi,) = self.constants(x)
+        permuted = x.flatten(1)[:, self.order]
+        return pad(permuted, (0, self.out_shape[0] * self.length - permuted.shape[1])).unflatten(1, (-1, self.length)) @ phi.mT
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        (phi,) = self.constants(y)
+        permuted = (y @ phi).flatten(1)[:, : len(self.order)]
+        return torch.empty_like(permuted).index_copy_(1, self.order, permuted).reshape(-1, *self.in_shape)
+
+    def solve(self, b: Tensor, rho: Tensor) -> Tensor:
+        if not self.full:
+            return super().solve(b, rho)
+        rho = expand(rho, b)
+        return (b - self.normal(b) / (1.0 + rho)) / rho
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.adjoint(y) if self.full else super().pinv(y)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_shape} -> {self.out_shape}, seed={self.seed}"
+
+
 def _count(n: int, ratio: float, name: str) -> int:
     if not (0.0 < ratio <= 1.0 and round(ratio * n) >= 1):
         raise ConfigError(f"{name}: expected a ratio in (0, 1] with at least one measurement of {n} values, got {ratio}")
@@ -140,6 +192,7 @@ def _spans(length: int, block: int) -> list[tuple[slice, int]]:
     return [(slice(0, full), block)] * (full > 0) + [(slice(full, full + 1), rest)] * (rest > 0)
 
 
+@lru_cache(maxsize=8)
 def _orthonormal_rows(m: int, n: int, seed: int) -> tuple[Tensor]:
     streams = Streams(seed)
     rows = [streams.normal(i, (min(256, m - 256 * i), n), "matrix", torch.float64)[0] for i in range(-(-m // 256))]

@@ -154,3 +154,22 @@ def test_identity_returns_a_tensor_of_its_own():
 def test_wrong_arguments_are_named(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_permuted_projections():
+    """Against the matrix by hand: Phi on runs of the permuted pixels, rows orthonormal where the last run is full."""
+    from invdiff.operators import PermutedCS
+
+    operator = PermutedCS((1, 4, 8), ratio=0.3, block=4, seed=5)
+    x = torch.arange(32, dtype=torch.float64).reshape(1, 1, 4, 8)
+    assert operator.out_shape == (2, 5)  # ceil(4.8)
+    dense = torch.stack([operator(e.reshape(1, 1, 4, 8)).flatten() for e in torch.eye(32, dtype=torch.float64)], dim=1)
+    torch.testing.assert_close(dense @ dense.mT, torch.eye(10, dtype=torch.float64))
+    torch.testing.assert_close(operator.pinv(operator(x)), operator.adjoint(operator(x)))
+    assert sorted(operator.order.tolist()) == list(range(32))
+    runs = x.flatten()[operator.order].reshape(2, 16)
+    (phi,) = operator.constants(x)
+    torch.testing.assert_close(operator(x)[0], runs @ phi.mT)
+    other = PermutedCS((1, 4, 8), ratio=0.3, block=4, seed=6)
+    assert torch.equal(other.constants(x)[0], phi) and not torch.equal(other.order, operator.order)
+    assert PermutedCS((1, 32, 32), ratio=0.1).out_shape == (1, 103) and PermutedCS((1, 10, 10), 0.1, 10).out_shape == (1, 10)
