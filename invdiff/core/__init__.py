@@ -5,9 +5,10 @@ from .build import build
 from .denoiser import Denoiser
 from .errors import CapabilityError, ConfigError, DataError, InvdiffError, NumericalError, ShapeError
 from .linalg import cg, dot, expand, norm, operator_norm
-from .memory import Auto, Checkpoint, DriftWarning, Full, Invertible, Memory, Offload, Revolve
+from .memory import Memory
 from .noise import Gaussian, Noise, Poisson
 from .operator import LinearOperator, Operator
+from .policies import Auto, Checkpoint, DriftWarning, Full, Invertible, Offload, Revolve
 from .problem import Problem
 from .reversible import Move, drift, reversible
 from .rng import Streams

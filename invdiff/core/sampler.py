@@ -2,7 +2,8 @@
 
 A sampler is a frozen dataclass of hyper-parameters with three methods: `condition` turns the prior into the denoiser that it
 steps with (a guided one, where there is guidance), `init` makes the first State, `step` the next. The loop adds chunks of
-draws, progress, callbacks, counters, the check for values that are not finite, and resuming.
+draws, progress, callbacks, counters, the check for values that are not finite, and resuming. `differentiate` runs the same
+steps with their graph, under a memory policy.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .chain import require_differentiable, started, unrolled
 from .counting import Counted, Counter, counting
 from .denoiser import Denoiser
 from .errors import CapabilityError, ConfigError, DataError, NumericalError, ShapeError
+from .memory import Memory
 from .operator import LinearOperator, Operator
 from .problem import Problem
 from .resume import Progress, fingerprint
@@ -62,11 +65,13 @@ class Sampler:
     Attributes:
         kind: "posterior", or "point" for methods that return a point estimate.
         needs: what the operator must offer, see `capabilities`.
+        differentiable: whether its steps pass gradients on.
         state_class: the State that `init` returns.
     """
 
     kind: ClassVar[str] = "posterior"
     needs: ClassVar[frozenset[str]] = frozenset()
+    differentiable: ClassVar[bool] = False
     state_class: ClassVar[type[State]] = State
     steps: int = 100
 
@@ -102,6 +107,7 @@ class Sampler:
         progress: bool = False,
         callback: Callback | None = None,
         resume: str | Path | None = None,
+        memory: str | Memory = "full",
     ) -> Samples:
         """Draw n samples.
 
@@ -114,6 +120,8 @@ class Sampler:
             progress: show a bar.
             callback: called after each step with a dictionary: step, draws, x, and what the sampler records.
             resume: a file that an interrupted run leaves and a later call with the same arguments continues from.
+            memory: a policy, or its text, that networks follow where a guidance or a step differentiates them; the draws are
+                the same. "checkpoint(block)" lowers the peak of one evaluation.
 
         Raises:
             CapabilityError, ShapeError, ConfigError: the three do not fit together; found before the run.
@@ -124,7 +132,7 @@ class Sampler:
         run = Progress.load(resume, fingerprint(self, problem, prior, n, batch, seed))
         start, meter = time.perf_counter() - run.seconds, _PeakMemory(problem.y.device)
         counter = Counter(*run.counts)
-        with torch.no_grad(), counting(counter), _bar(progress, self, len(chunks)) as tick:
+        with torch.no_grad(), Memory.parse(memory).active(), counting(counter), _bar(progress, self, len(chunks)) as tick:
             denoiser = self.condition(problem, Counted(prior, counter))
             tick(len(run.finished) * self.steps + (run.state or {}).get("step", 0))
             for chunk in chunks[len(run.finished) :]:
@@ -161,6 +169,42 @@ class Sampler:
             seconds=time.perf_counter() - start,
             peak_bytes=meter(),
         )
+
+    def differentiate(
+        self,
+        problem: Problem,
+        prior: Denoiser,
+        n: int = 1,
+        *,
+        seed: int,
+        memory: str | Memory = "full",
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """The draws (n, *shape) of `__call__` with their graph.
+
+        Gradients flow to whatever requires one of: the prior's parameters, the operator's, the measurement y, and `start`.
+
+        Args:
+            problem, prior, n, seed: as of a run; the draws are the same.
+            memory: a policy, or its text, see `core.memory`: what is kept for the derivative.
+            start: the first iterate, at the highest level, (n, *shape); None draws it.
+
+        Raises:
+            CapabilityError, ShapeError, ConfigError: the parts do not fit together, or the sampler has no such derivative.
+            NumericalError: a draw that is not finite.
+        """
+        self._check(problem, prior, n, None)
+        require_differentiable(self)
+        streams = Streams(seed, n)
+        denoiser = self.condition(problem, prior)
+        state = started(self.init(problem, denoiser, streams), start)
+        x = self.unroll(problem, denoiser, state, streams, Memory.parse(memory))
+        _require_finite(State(self.steps, x), self)
+        return x
+
+    def unroll(self, problem: Problem, prior: Denoiser, state: State, streams: Streams, memory: Memory) -> Tensor:
+        """The draws, (n, *shape), from the state before the first step, as one chain under a memory policy."""
+        return unrolled(self, problem, prior, state, streams, memory)
 
     def _resumed(self, run: Progress, problem: Problem, denoiser: Denoiser, streams: Streams) -> State:
         if run.state is None:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from invdiff.core import CapabilityError, ConfigError, NumericalError
-from invdiff.core.memory import Checkpoint, DriftWarning, Full, Invertible, Memory, Offload, Revolve, run_block, run_chain
+from invdiff.core.memory import Memory, run_block, run_chain
+from invdiff.core.policies import Checkpoint, DriftWarning, Full, Invertible, Offload, Revolve
 from invdiff.core.reversible import Move, drift, reversible, run_moves
 from invdiff.core.storage import measure
 

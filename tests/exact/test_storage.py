@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from invdiff.core.memory import Checkpoint, Full
+from invdiff.core import Checkpoint, Full
 from invdiff.core.storage import LiveStorage, is_fake, measure, step_bytes
 from invdiff.priors.unet import UNet
 
