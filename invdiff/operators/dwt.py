@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ShapeError
+from ..kernels.dispatch import use_triton
+from ..kernels.wavelet import wavelet_down, wavelet_up
 from .filterbank import Axis, Mode, filters, half_length
 
 __all__ = ["DWT", "Mode"]
@@ -78,6 +80,10 @@ class DWT(nn.Module):
             raise ConfigError(f"DWT: expected levels >= 1, got {levels!r}")
         analysis, dual = filters(wavelet)
         self.tight = torch.allclose(analysis, dual, rtol=0.0, atol=1e-12)
+        primal, second = (tuple(bank.flatten().tolist()) for bank in (analysis, dual))
+        edge = "crop" if mode == "periodization" else "zero"
+        self._banks = dict.fromkeys(("analysis", "adjoint"), (primal, str(mode)))
+        self._banks |= dict.fromkeys(("inverse", "inverse_adjoint"), (second, edge))
         self.levels = nn.ModuleList()
         self._halves: list[Shape] = []
         sizes = tuple(self.shape[a] for a in self.axes)
@@ -151,8 +157,7 @@ class DWT(nn.Module):
     def _down(self, x: Tensor, which: str) -> Tensor:
         cubes = []
         for level in self.levels:
-            for a, axis in zip(self.axes, level, strict=True):
-                x = getattr(axis, which)(x, a + 1)
+            x = self._level(x, level, which)
             cubes.append(x)
             x = self._bands(x)[0]
         return self._pack(cubes)
@@ -163,9 +168,18 @@ class DWT(nn.Module):
             if x is not None:
                 cube = cube.clone()
                 self._bands(cube)[0].copy_(x)
-            x = cube
-            for a, axis in zip(self.axes, level, strict=True):
-                x = getattr(axis, which)(x, a + 1)
+            x = self._level(cube, level, which)
+        return x
+
+    def _level(self, x: Tensor, level: nn.ModuleList, which: str) -> Tensor:
+        """One of the four maps of one level, along all axes."""
+        if use_triton(x, kernel="wavelet"):
+            dims = [a + 1 for a in self.axes]
+            if which in ("analysis", "inverse_adjoint"):
+                return wavelet_down(x, dims, *self._banks[which])
+            return wavelet_up(x, dims, [axis.analysis.source[1] for axis in level], *self._banks[which])
+        for a, axis in zip(self.axes, level, strict=True):
+            x = getattr(axis, which)(x, a + 1)
         return x
 
     def _chunked(self, transform: Callable[[Tensor], Tensor], v: Tensor, source: Shape, target: Shape) -> Tensor:

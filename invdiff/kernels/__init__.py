@@ -1,0 +1,23 @@
+"""Fused kernels: operations for which torch makes several passes or keeps several tensors.
+
+Each has a torch form, which runs everywhere, and a Triton form, for CUDA, which runs where it is switched on (`dispatch`). Each
+is registered with `torch.library`, has a form for tensors without data, and computes again what its backward pass can.
+"""
+
+from .dispatch import NAMES, disable, enable, enabled, use_triton, using
+from .gates import geglu, silu_gate
+from .group_norm import group_norm_silu
+from .update import sampler_update
+
+__all__ = [
+    "NAMES",
+    "disable",
+    "enable",
+    "enabled",
+    "geglu",
+    "group_norm_silu",
+    "sampler_update",
+    "silu_gate",
+    "use_triton",
+    "using",
+]
