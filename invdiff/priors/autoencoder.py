@@ -29,8 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, ShapeError
+from ..core.memory import run_block
 from ..core.operator import Operator
 from .files import read, write
+from .layers import Conv2d
 
 __all__ = ["Autoencoder", "Decoder", "load_autoencoder"]
 
@@ -54,7 +56,7 @@ class Autoencoder(nn.Module):
     """
 
     # what the training loop asks of a network
-    memory_format, checkpoint, classes, dims = torch.channels_last, False, 0, 2
+    memory_format, classes, dims = torch.channels_last, 0, 2
 
     def __init__(
         self,
@@ -84,23 +86,24 @@ class Autoencoder(nn.Module):
         self.channels, self.latent, self.factor = channels, latent, 2 ** len(widths)
         self.divisor = self.factor
         self.facts: dict[str, Any] = {}
-        down: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, widths[0], 3, padding=1)]
+        down: list[nn.Module] = [nn.PixelUnshuffle(2), Conv2d(4 * channels, widths[0], 3, padding=1)]
         down += [_Block(widths[0]) for _ in range(blocks)]
         for fine, coarse in itertools.pairwise(widths):
-            down += [nn.Conv2d(fine, coarse, 2, stride=2), *(_Block(coarse) for _ in range(blocks))]
+            down += [Conv2d(fine, coarse, 2, stride=2), *(_Block(coarse) for _ in range(blocks))]
         self.down = nn.Sequential(*down, nn.GroupNorm(widths[-1] // 16, widths[-1]), nn.SiLU())
-        self.moments = nn.Conv2d(widths[-1], 2 * latent, 3, padding=1)
-        up: list[nn.Module] = [nn.Conv2d(latent, widths[-1], 3, padding=1), *(_Block(widths[-1]) for _ in range(blocks + 1))]
+        self.moments = Conv2d(widths[-1], 2 * latent, 3, padding=1)
+        up: list[nn.Module] = [Conv2d(latent, widths[-1], 3, padding=1), *(_Block(widths[-1]) for _ in range(blocks + 1))]
         for fine, coarse in reversed(list(itertools.pairwise(widths))):
-            up += [nn.Conv2d(coarse, fine, 1), nn.Upsample(scale_factor=2), *(_Block(fine) for _ in range(blocks + 1))]
+            up += [Conv2d(coarse, fine, 1), nn.Upsample(scale_factor=2), *(_Block(fine) for _ in range(blocks + 1))]
         self.up = nn.Sequential(*up, nn.GroupNorm(widths[0] // 16, widths[0]), nn.SiLU())
-        self.exit = nn.Sequential(nn.Conv2d(widths[0], 4 * channels, 3, padding=1), nn.PixelShuffle(2))
+        self.exit = nn.Sequential(Conv2d(widths[0], 4 * channels, 3, padding=1), nn.PixelShuffle(2))
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, Conv2d):
                 bound = module.weight[0].numel() ** -0.5
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def net(self) -> Autoencoder:
@@ -193,8 +196,12 @@ class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         groups = width // 16
-        self.norm1, self.conv1 = nn.GroupNorm(groups, width), nn.Conv2d(width, width, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, width), nn.Conv2d(width, width, 3, padding=1)
+        self.norm1, self.conv1 = nn.GroupNorm(groups, width), Conv2d(width, width, 3, padding=1)
+        self.norm2, self.conv2 = nn.GroupNorm(groups, width), Conv2d(width, width, 3, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
+        return run_block(self.evaluate, h)
+
+    def evaluate(self, h: Tensor) -> Tensor:
+        """The block, whose activations a memory policy may have recomputed."""
         return h + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(h))))))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from .layers import Conv2d
 
 __all__ = ["DnCNN"]
 
@@ -71,19 +72,19 @@ class DnCNN(nn.Module):
         if norm not in (None, "variance", "deviation"):
             raise ConfigError(f'DnCNN: expected norm None, "variance" or "deviation", got {norm!r}')
         channels = [channels_in, *[width] * (len(kernels) - 1), channels_out]
-        self.convs = nn.ModuleList(
-            nn.utils.skip_init(nn.Conv2d, a, b, k, padding=k // 2, bias=bias)
-            for a, b, k in zip(channels[:-1], channels[1:], kernels, strict=True)
-        )
+        convs = [
+            Conv2d(a, b, k, padding=k // 2, bias=bias) for a, b, k in zip(channels[:-1], channels[1:], kernels, strict=True)
+        ]
+        self.convs = nn.ModuleList(convs)
         hidden = len(kernels) - 2
         self.norms = nn.ModuleList(nn.Identity() if norm is None else _Scale(width, norm) for _ in range(hidden))
         self.first_linear = first_linear
         generator = torch.Generator().manual_seed(seed)
-        for conv in self.convs:
+        for conv in convs:
             # keeps the variance through a relu
             bound = (6.0 / conv.weight[0].numel()) ** 0.5
             nn.init.uniform_(conv.weight, -bound, bound, generator=generator)
-            if bias:
+            if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:

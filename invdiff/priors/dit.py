@@ -13,6 +13,7 @@ you need, 2017, arXiv:1706.03762 (positions). Dosovitskiy et al., An image is wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Condition
 from ..core.errors import ConfigError
+from ..core.memory import run_block
 from .layers import Network, SelfAttention, initialise, linear, shuffle, unshuffle
 
 __all__ = ["DiT", "positions"]
@@ -36,7 +38,6 @@ class DiT(Network):
         embedding: width of the noise embedding.
         dims: spatial dimensions, 1, 2 or 3.
         concat_channels, vector, classes: the condition (see `layers`); 0 for none.
-        checkpoint: recompute the blocks in the backward pass; no part of the architecture.
         seed: of the initial weights; the global generator is left alone.
 
     Raises:
@@ -57,7 +58,6 @@ class DiT(Network):
         concat_channels: int = 0,
         vector: int = 0,
         classes: int = 0,
-        checkpoint: bool = False,
         seed: int = 0,
     ) -> None:
         if width < 32 or width % 32 or depth < 1:
@@ -72,7 +72,6 @@ class DiT(Network):
             concat_channels=concat_channels,
             vector=vector,
             classes=classes,
-            checkpoint=checkpoint,
         )
         self.architecture = {"channels_in": channels_in, "channels_out": channels_out, "width": width, "depth": depth}
         self.architecture |= {"patch": patch, "embedding": embedding, "dims": dims}
@@ -80,10 +79,11 @@ class DiT(Network):
         self.architecture |= {name: value for name, value in conditions.items() if value}
         self.patch, self.width = patch, width
         self.enter = linear((channels_in + concat_channels) * patch**dims, width)
-        self.blocks = nn.ModuleList(_Block(width, embedding) for _ in range(depth))
+        blocks = [_Block(width, embedding) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.modulate = linear(embedding, 2 * width)
         self.exit = linear(width, channels_out * patch**dims)
-        steering = [block.modulate for block in self.blocks]
+        steering = [block.modulate for block in blocks]
         initialise(self, torch.Generator().manual_seed(seed), zero=[*steering, self.modulate, self.exit])
 
     def forward(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class DiT(Network):
         grid = patches.shape[2:]
         h = self.enter(patches.flatten(2).transpose(1, 2)) + positions(grid, self.width, like=x)
         for block in self.blocks:
-            h = self.run(block, h, code)
+            h = run_block(block, h, code)
         h = self.exit(_modulated(h, *self.modulate(code)[:, None].chunk(2, dim=-1)))
         return shuffle(h.transpose(1, 2).unflatten(2, grid), self.patch)
 
@@ -124,7 +124,7 @@ def positions(grid: Sequence[int], width: int, *, like: Tensor) -> Tensor:
     the frequency 10^(-4 j / n). What is left over is zero.
     """
     count = width // (2 * len(grid))
-    options = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
+    options: dict[str, Any] = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
     frequency = 1e-4 ** (torch.arange(count, **options) / count)
     parts = []
     for axis, size in enumerate(grid):

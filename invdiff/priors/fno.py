@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Condition
 from ..core.errors import ConfigError, ShapeError
+from ..core.memory import run_block
 from .layers import Network, conv, initialise, linear, over
 
 __all__ = ["FNO", "SpectralConv"]
@@ -41,7 +42,6 @@ class FNO(Network):
         noise: whether there is a noise level.
         embedding: width of the noise embedding.
         concat_channels, vector, classes: the condition (see `layers`); 0 for none.
-        checkpoint: recompute the blocks in the backward pass; no part of the architecture.
         seed: of the initial weights; the global generator is left alone.
 
     Raises:
@@ -62,7 +62,6 @@ class FNO(Network):
         concat_channels: int = 0,
         vector: int = 0,
         classes: int = 0,
-        checkpoint: bool = False,
         seed: int = 0,
     ) -> None:
         if not modes or min(modes) < 0 or width < 1 or depth < 1:
@@ -78,7 +77,6 @@ class FNO(Network):
             concat_channels=concat_channels,
             vector=vector,
             classes=classes,
-            checkpoint=checkpoint,
         )
         self.architecture = {"channels_in": channels_in, "channels_out": channels_out, "modes": list(modes), "width": width}
         self.architecture |= {"depth": depth, "noise": noise, "embedding": embedding}
@@ -86,12 +84,13 @@ class FNO(Network):
         self.architecture |= {name: value for name, value in conditions.items() if value}
         self.modes = tuple(modes)
         self.enter = conv(dims, channels_in + concat_channels, width, 1)
-        self.blocks = nn.ModuleList(_Block(width, self.modes, embedding if self.steered else None) for _ in range(depth))
+        blocks = [_Block(width, self.modes, embedding if self.steered else None) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.hidden, self.activation = conv(dims, width, width, 1), nn.GELU()
         self.exit = conv(dims, width, channels_out, 1)
         generator = torch.Generator().manual_seed(seed)
-        initialise(self, generator, zero=[self.exit, *(block.exit for block in self.blocks)])
-        for block in self.blocks:
+        initialise(self, generator, zero=[self.exit, *(block.exit for block in blocks)])
+        for block in blocks:
             block.spectral.initialise(generator)
 
     def forward(self, x: Tensor, noise: Tensor | None = None, condition: Condition | None = None) -> Tensor:
@@ -102,7 +101,7 @@ class FNO(Network):
             raise ShapeError(f"FNO: modes {self.modes} need a grid of at least {least} points, got {tuple(x.shape[2:])}")
         h = self.enter(h)
         for block in self.blocks:
-            h = self.run(block, h, code)
+            h = run_block(block, h, code)
         return self.exit(self.activation(self.hidden(h)))
 
 

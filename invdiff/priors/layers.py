@@ -15,24 +15,55 @@ is all you need, 2017, arXiv:1706.03762. Ho, Salimans, Classifier-free diffusion
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
 from ..core.denoiser import Condition
 from ..core.errors import ConfigError, ShapeError
+from ..kernels import enabled, group_norm_silu
 
-__all__ = ["Network", "SelfAttention", "conv", "initialise", "linear", "over", "shuffle", "unshuffle"]
+__all__ = ["Conv2d", "Network", "SelfAttention", "conv", "initialise", "linear", "norm_silu", "over", "shuffle", "unshuffle"]
 
-_CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+class _Bare(nn.Module):
+    """Before a layer of torch: its weights are left as they are allocated.
+
+    `nn.utils.skip_init` does the same by way of the meta device, for which torch imports sympy: half a second.
+    """
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Conv1d(_Bare, nn.Conv1d):
+    """An uninitialised layer."""
+
+
+class Conv2d(_Bare, nn.Conv2d):
+    """An uninitialised layer."""
+
+
+class Conv3d(_Bare, nn.Conv3d):
+    """An uninitialised layer."""
+
+
+class Linear(_Bare, nn.Linear):
+    """An uninitialised layer."""
+
+
+class Embedding(_Bare, nn.Embedding):
+    """An uninitialised layer."""
+
+
+_CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: Conv1d, 2: Conv2d, 3: Conv3d}
 
 
 class Network(nn.Module):
-    """Base of the networks: input checks, conditions, the code that steers the layers, and checkpointing.
+    """Base of the networks: input checks, conditions and the code that steers the layers.
 
     Args:
         channels_in, channels_out: channels of the input (without the condition's) and of the output.
@@ -41,8 +72,6 @@ class Network(nn.Module):
         embedding: width of the code, even.
         noise: False for a network without a noise level.
         concat_channels, vector, classes: the condition's channels, entries and classes; 0 for a condition without them.
-        checkpoint: recompute each block in the backward pass instead of keeping its activations. The gradient is the same;
-            `torch.func` transforms do not pass through it.
 
     Attributes:
         architecture: the arguments that make the same network again, as JSON can hold them.
@@ -54,6 +83,7 @@ class Network(nn.Module):
 
     architecture: dict[str, Any]
     memory_format: torch.memory_format = torch.contiguous_format
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -67,7 +97,6 @@ class Network(nn.Module):
         concat_channels: int,
         vector: int,
         classes: int,
-        checkpoint: bool,
     ) -> None:
         super().__init__()
         if dims not in _CONV or min(channels_in, channels_out, divisor) < 1 or embedding < 2 or embedding % 2:
@@ -79,7 +108,6 @@ class Network(nn.Module):
             raise ConfigError(f"{type(self).__name__}: negative {concat_channels=}, {vector=} or {classes=}")
         self.channels_in, self.dims, self.divisor, self.noise = channels_in, dims, divisor, noise
         self.concat_channels, self.vector_size, self.classes = concat_channels, vector, classes
-        self.checkpoint = checkpoint
         if noise:
             # ln(sigma) / 4 spans about [-1.3, 1]: a quarter of a turn to eight turns
             self.register_buffer("frequencies", 2 * math.pi * 2.0 ** torch.linspace(-2, 3, embedding // 2), persistent=False)
@@ -87,7 +115,7 @@ class Network(nn.Module):
         if vector:
             self.vector = linear(vector, embedding)
         if classes:
-            self.label = nn.utils.skip_init(nn.Embedding, classes + 1, embedding)
+            self.label = Embedding(classes + 1, embedding)
 
     @property
     def steered(self) -> bool:
@@ -146,7 +174,9 @@ class Network(nn.Module):
         for key, shape in wanted.items():
             part = parts[key]
             kind = (part.dtype == torch.int64) if key == "label" else part.is_floating_point()
-            if tuple(part.shape[1:]) != shape or part.ndim == 0 or part.shape[0] not in (1, x.shape[0]) or not kind:
+            # torch.compile finds no size that it took for a variable with `in`
+            shared = part.ndim > 0 and (part.shape[0] == 1 or part.shape[0] == x.shape[0])
+            if tuple(part.shape[1:]) != shape or not shared or not kind:
                 want = ", ".join(map(str, (f"{x.shape[0]} or 1", *shape)))
                 raise ShapeError(
                     f"{name}: expected {'int64' if key == 'label' else 'real'} condition {key} of shape ({want}), "
@@ -158,12 +188,6 @@ class Network(nn.Module):
             if low < 0 or high > self.classes:
                 raise ConfigError(f"{name}: expected labels 0 to {self.classes} (none), got {low} to {high}")
         return parts
-
-    def run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        """block(*inputs), its activations recomputed in the backward pass if the network is to do so."""
-        if self.checkpoint and torch.is_grad_enabled():
-            return recompute(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
 
 class SelfAttention(nn.Module):
@@ -187,12 +211,12 @@ class SelfAttention(nn.Module):
 def conv(dims: int, channels_in: int, channels_out: int, size: int, stride: int = 1) -> nn.Module:
     """An uninitialised convolution; "same" padding for odd sizes."""
     padding = size // 2 if stride == 1 else 0
-    return nn.utils.skip_init(_CONV[dims], channels_in, channels_out, size, stride=stride, padding=padding)
+    return _CONV[dims](channels_in, channels_out, size, stride=stride, padding=padding)
 
 
 def linear(features_in: int, features_out: int) -> nn.Linear:
     """An uninitialised linear layer."""
-    return nn.utils.skip_init(nn.Linear, features_in, features_out)
+    return Linear(features_in, features_out)
 
 
 @torch.no_grad()
@@ -202,11 +226,25 @@ def initialise(net: nn.Module, generator: torch.Generator, zero: Iterable[nn.Mod
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)):
             bound = module.weight[0].numel() ** -0.5
             module.weight.uniform_(-bound, bound, generator=generator)
-            if not isinstance(module, nn.Embedding):
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=generator)
     for module in zero:
         for parameter in module.parameters():
             parameter.zero_()
+
+
+def norm_silu(norm: nn.GroupNorm, h: Tensor, code: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """silu((1 + scale) norm(h) + shift), code = (scale, shift), (B, C) each; None for silu(norm(h)).
+
+    With the kernel "group_norm" switched on it keeps h and the statistics for its derivative, not three tensors.
+    """
+    scale, shift = (None, None) if code is None else code
+    if "group_norm" in enabled():
+        return group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, scale=scale, shift=shift, eps=norm.eps)
+    out = norm(h)
+    if scale is not None and shift is not None:
+        out = torch.addcmul(over(shift, h.ndim - 2), out, 1 + over(scale, h.ndim - 2))
+    return F.silu(out)
 
 
 def over(code: Tensor, dims: int) -> Tensor:

@@ -7,7 +7,7 @@ from importlib import resources
 from .autoencoder import Autoencoder, load_autoencoder
 from .network import EDMDenoiser, load_network
 
-__all__ = ["shipped", "shipped_autoencoder"]
+__all__ = ["shipped", "shipped_autoencoder", "shipped_file"]
 
 
 def shipped(file: str, sha256: str, *, bf16: bool = False) -> EDMDenoiser:
@@ -21,13 +21,14 @@ def shipped(file: str, sha256: str, *, bf16: bool = False) -> EDMDenoiser:
     Raises:
         DataError: the file is missing or not the one that was shipped.
     """
-    return load_network(_path(file), sha256=sha256, bf16=bf16)
+    return load_network(shipped_file(file), sha256=sha256, bf16=bf16)
 
 
 def shipped_autoencoder(file: str, sha256: str) -> Autoencoder:
     """A packaged autoencoder, as `shipped` for networks."""
-    return load_autoencoder(_path(file), sha256=sha256)
+    return load_autoencoder(shipped_file(file), sha256=sha256)
 
 
-def _path(file: str) -> str:
+def shipped_file(file: str) -> str:
+    """Where the packaged weights of that name are."""
     return str(resources.files("invdiff.priors") / "weights" / file)

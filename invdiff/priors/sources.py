@@ -82,8 +82,8 @@ def load_into(
     prefix = strip if tensors and all(name.startswith(strip) for name in tensors) else ""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        new = name.removeprefix(prefix)
-        new = new if rename is None else rename(new)
+        short = name.removeprefix(prefix)
+        new = short if rename is None else rename(short)
         if new is None:
             continue
         if new in renamed:

@@ -13,7 +13,7 @@ References: Ronneberger, Fischer, Brox, U-Net, MICCAI 2015. Perez et al., FiLM, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Condition
 from ..core.errors import ConfigError
-from .layers import Network, SelfAttention, conv, initialise, linear, over, shuffle, unshuffle
+from ..core.memory import run_block
+from .layers import Network, SelfAttention, conv, initialise, linear, norm_silu, shuffle, unshuffle
+from .reversible import Affine, ReversibleChain
 
 __all__ = ["UNet"]
 
@@ -38,8 +40,9 @@ class UNet(Network):
         dims: spatial dimensions, 1, 2 or 3.
         attention: scales (0 is the finest) whose blocks end with self-attention over all positions.
         dropout: probability, in every block, in training only; drawn from torch's global generator.
+        coupling: 0, or the v in (0, 1) with which the blocks of a scale make a reversible chain (see `reversible`); the weights
+            of a network without it fit one with it, but for the coupling's own.
         concat_channels, vector, classes: the condition (see `layers`); 0 for none.
-        checkpoint: recompute the blocks in the backward pass; no part of the architecture.
         seed: of the initial weights; the global generator is left alone.
 
     Raises:
@@ -59,10 +62,10 @@ class UNet(Network):
         dims: int = 2,
         attention: Sequence[int] = (),
         dropout: float = 0.0,
+        coupling: float = 0.0,
         concat_channels: int = 0,
         vector: int = 0,
         classes: int = 0,
-        checkpoint: bool = False,
         seed: int = 0,
     ) -> None:
         counts = (channels_in, channels_out, blocks, patch)
@@ -86,7 +89,6 @@ class UNet(Network):
             concat_channels=concat_channels,
             vector=vector,
             classes=classes,
-            checkpoint=checkpoint,
         )
         self.architecture = {
             "channels_in": channels_in,
@@ -97,7 +99,12 @@ class UNet(Network):
             "patch": patch,
         }
         # files from before these options have none of them
-        options = {"dims": dims if dims != 2 else 0, "attention": sorted(set(attention)), "dropout": dropout}
+        options = {
+            "dims": dims if dims != 2 else 0,
+            "attention": sorted(set(attention)),
+            "dropout": dropout,
+            "coupling": coupling,
+        }
         options |= {"concat_channels": concat_channels, "vector": vector, "classes": classes}
         self.architecture |= {name: value for name, value in options.items() if value}
         self.patch = patch
@@ -107,7 +114,8 @@ class UNet(Network):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             for half in (self.encoder, self.decoder):
-                half.append(nn.ModuleList(_Block(dims, width, embedding, dropout, level in attention) for _ in range(blocks)))
+                made = [_Block(dims, width, embedding, dropout, level in attention) for _ in range(blocks)]
+                half.append(ReversibleChain(made, Affine(coupling)) if coupling else nn.ModuleList(made))
         for fine, coarse in itertools.pairwise(widths):
             self.down.append(conv(dims, fine, coarse, 2, stride=2))
             self.up.append(conv(dims, coarse, fine, 1))
@@ -120,21 +128,32 @@ class UNet(Network):
     def forward(self, x: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """The network's output for inputs of unit scale and their noise coordinate, ln(sigma) / 4."""
         x, code = self.prepare(x, noise, condition)
+
+        def stage(half: nn.ModuleList, level: int, h: Tensor) -> Tensor:
+            blocks = half[level]
+            if isinstance(blocks, ReversibleChain):
+                return blocks(h, code)
+            for block in blocks:
+                h = run_block(block, h, code)
+            return h
+
+        return self.traverse(x, stage)
+
+    def traverse(self, x: Tensor, stage: Callable[[nn.ModuleList, int, Tensor], Tensor]) -> Tensor:
+        """From the prepared input down and up to the output, with stage(half, level, h) for the blocks of half[level]."""
         h = self.enter(unshuffle(x, self.patch))
         skips = []
-        for level, stage in enumerate(self.encoder):
-            for block in stage:
-                h = self.run(block, h, code)
+        for level in range(len(self.encoder)):
+            h = stage(self.encoder, level, h)
             if level < len(self.down):
                 skips.append(h)
                 h = self.down[level](h)
         for level in reversed(range(len(self.decoder))):
             if level < len(self.up):
                 # a 1 x 1 convolution commutes with nearest upsampling: four times cheaper before it
-                h = F.interpolate(self.up[level](h), scale_factor=2, mode="nearest") + skips[level]
-            for block in self.decoder[level]:
-                h = self.run(block, h, code)
-        return shuffle(self.exit(F.silu(self.norm(h))), self.patch)
+                h = F.interpolate(self.up[level](h), scale_factor=2, mode="nearest") + skips.pop()
+            h = stage(self.decoder, level, h)
+        return shuffle(self.exit(norm_silu(self.norm, h)), self.patch)
 
 
 class _Block(nn.Module):
@@ -149,8 +168,8 @@ class _Block(nn.Module):
         self.dropout = dropout
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        scale, shift = over(self.film(code), h.ndim - 2).chunk(2, dim=1)
-        u = F.silu(torch.addcmul(shift, self.norm2(self.conv1(F.silu(self.norm1(h)))), 1 + scale))
+        scale, shift = self.film(code).chunk(2, dim=1)
+        u = norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, h)), (scale, shift))
         if self.dropout and self.training:
             u = F.dropout(u, self.dropout)
         h = h + self.conv2(u)
