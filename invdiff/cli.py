@@ -139,7 +139,7 @@ class _Session:
         title = f"[{hydra.job.num}] {' '.join(hydra.overrides.task)}: " if sweep else ""
         self.jobs += 1
         try:
-            plain = OmegaConf.to_container(config, resolve=True)
+            plain: Any = OmegaConf.to_container(config, resolve=True)
             place = ("train", plain["name"]) if self.command == "train" else (hydra.runtime.choices.get("task"), self.stamp)
             chosen = hydra.runtime.output_dir if sweep else plain.get("out")
             if isinstance(chosen, bool) or not isinstance(chosen, str | int | None):
@@ -229,10 +229,14 @@ def _parse(command: str, arguments: list[str]) -> tuple[list[str], list[str], st
         folder = value if flag in ("--config-dir", "-cd") else folder
         flags += [flag, value] if value else [flag]
     if command == "train":
-        overrides = [re.sub(r"^prior=", "train=", o) for o in overrides]
+        # a recipe is of a prior, or of a network for a task
+        overrides = [re.sub(r"^(prior|task)=", "train=", o) for o in overrides]
     else:
         # what belongs to the task can be said without naming it: data.path=FILE
         overrides = [re.sub(r"^(data|operator|noise)\.", r"task.\1.", o) for o in overrides]
+    # hydra would take the parentheses of training.memory=checkpoint(block) for a function of its own
+    policy = r"(?<![\w'\"])((?:checkpoint|revolve|offload|auto)\([^()]*\))"
+    overrides = [re.sub(policy, r"'\1'", o) if re.match(r"\+*(\w+\.)*memory=", o) else o for o in overrides]
     if {"-m", "--multirun"} & set(flags):
         overrides = [re.sub(r"^out=", "hydra.sweep.dir=", o) for o in overrides]
     return overrides, flags, folder, allow

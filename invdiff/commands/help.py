@@ -48,7 +48,7 @@ invdiff run [OPTION=VALUE ...]
 """
 
 _TRAIN = """\
-invdiff train prior=NAME [OPTION=VALUE ...]
+invdiff train prior=NAME [OPTION=VALUE ...]     (or task=idm_cs ...: a network for a task)
 
 {train}
 
@@ -56,6 +56,7 @@ invdiff train prior=NAME [OPTION=VALUE ...]
   device=cpu     or cuda, cuda:1, mps
   threads=2      of torch; else its own choice
   resume=true    continue from the checkpoint in `out`
+  start=NAME     begin with the weights of a packaged prior, or of start=FILE, those that fit the network
   progress=true  a bar, where standard error is a terminal
 
   training.steps=20000 source.paths=[a.nii.gz,b.nii.gz]   any value that --cfg job shows

@@ -11,19 +11,31 @@ from typing import Any
 
 import torch
 
-from ..catalogue import require_device
+from ..catalogue import load, names, require_device
 from ..core.build import build, check
 from ..core.errors import ConfigError
 from ..core.files import atomic, require_writable
-from ..learning import Training, describe, describe_autoencoder, fit, write_autoencoder_card, write_card
-from ..learning.batches import Item, Source, split
+from ..learning import (
+    EndToEnd,
+    Start,
+    Training,
+    describe,
+    describe_autoencoder,
+    describe_end_to_end,
+    fit,
+    write_autoencoder_card,
+    write_card,
+    write_end_to_end_card,
+)
+from ..learning.batches import Batch, Item, Source, split
 from ..learning.distributed import Team, processes
 from ..learning.interrupts import termination_interrupts
 from ..learning.objectives import Model, item_losses
 from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
+from ..priors.shipped import shipped_file
 
-__all__ = ["from_config", "train"]
+__all__ = ["beginning", "from_config", "train"]
 
 _PARTS = ("source", "network", "training", "card")
 
@@ -33,7 +45,7 @@ def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ())
     if missing := [name for part in _PARTS for name in _missing(config.get(part), part)]:
         have = "has" if len(missing) == 1 else "have"
         raise ConfigError(f"train prior={config['name']}: {' and '.join(missing)} {have} to be given, as in {missing[0]}=VALUE")
-    options = {key: config[key] for key in ("device", "threads", "resume", "progress")}
+    options = {key: config[key] for key in ("device", "threads", "resume", "start", "progress")}
     check(train, options, partial=True)
     options["progress"] = options["progress"] and sys.stderr.isatty()
     parts = {part: build(config.get(part), allow) for part in _PARTS}
@@ -52,10 +64,11 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     resume: bool = True,
+    start: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads, or
-    `load_autoencoder` those of an autoencoder.
+    """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads,
+    `load_autoencoder` those of an autoencoder, `load_idm` those of a reconstruction network.
 
     Started by torchrun, the processes share the work, and process 0 writes.
 
@@ -65,22 +78,25 @@ def train(
             With it, the weights carry their denoising error, and NAME.md beside them, with the curve NAME.png, is their model
             card.
         threads: of torch while it trains; None leaves its own choice.
+        start: weights to begin with, those that fit: the name of a packaged prior, or a file that an earlier training wrote.
 
     Raises:
         InvdiffError: the held-out images do not fit the network, before it is trained; and what `fit` raises.
     """
     require_device(device, "train")
     require_writable(out)
+    origin = None if start is None else beginning(start)
     images, draws = (32, 0) if card is None else (card.get("images", 32), card.get("draws", 0))
     if not _count(images) or not (draws == 0 or _count(draws)) or (card is not None and not callable(card.get("held_out"))):
         found = f"images={images!r}, draws={draws!r}"
         raise ConfigError(f"train: expected card to have a source held_out, images >= 2, and draws 0 or >= 2, got {found}")
-    if isinstance(network, Autoencoder) and draws:
-        raise ConfigError("train: an autoencoder makes no draws: leave card.draws out")
+    if isinstance(network, (Autoencoder, EndToEnd)) and draws:
+        kind = "an autoencoder" if isinstance(network, Autoencoder) else "a reconstruction network"
+        raise ConfigError(f"train: {kind} makes no draws: leave card.draws out")
     with _threads(threads), termination_interrupts(), processes(device) as own:
         if card is not None:
             _try(network.to(own), card["held_out"](0), training, own)
-        trained = fit(network.to(own), source, training, out, progress=progress, resume=resume)
+        trained = fit(network.to(own), source, training, out, progress=progress, resume=resume, start=origin)
         if card is None:
             return out / "ema.safetensors"
         if not Team.here(torch.device(own)).writes:
@@ -89,6 +105,8 @@ def train(
         trained.facts = {**trained.facts, "training": asdict(training), "step": training.steps}
         if isinstance(trained, Autoencoder):
             write_autoencoder_card(describe_autoencoder(trained, card["held_out"], images, facts), name, out / f"{name}.md")
+        elif isinstance(trained, EndToEnd):
+            write_end_to_end_card(describe_end_to_end(trained, card["held_out"], images, facts), name, out / f"{name}.md")
         else:
             described = describe(trained, card["held_out"], images, facts, draws=draws)
             _curve(described, out / f"{name}.png")
@@ -110,12 +128,34 @@ def _missing(config: object, name: str) -> Iterator[str]:
         yield from _missing(value, f"{name}.{key}")
 
 
+def beginning(start: str) -> Start:
+    """The file that a name or a path stands for."""
+    known = names("prior")
+    if start not in known:
+        if not Path(start).suffix and not Path(start).exists():
+            raise ConfigError(f"train: start={start} is neither a file nor a packaged prior; there are {', '.join(known)}")
+        return Start(start)
+    networks = list(_networks(load("prior", start)))
+    if len(networks) != 1:
+        raise ConfigError(f"train: start={start}: that prior is no network, and has no weights to begin with")
+    return Start(shipped_file(networks[0]["file"]), start, networks[0]["sha256"])
+
+
+def _networks(config: object) -> Iterator[dict[str, Any]]:
+    """The packaged networks that a configuration names."""
+    if isinstance(config, dict):
+        if config.get("_target_") == "invdiff.priors.shipped":
+            yield config
+        for value in config.values():
+            yield from _networks(value)
+
+
 @torch.no_grad()
 def _try(network: Model, item: Item, training: Training, device: str) -> None:
     """The network on a held-out item: what does not fit shows now rather than after hours."""
     image, condition = split(item)
     x, given = image[None].to(device), condition and {key: value[None].to(device) for key, value in condition.items()}
-    item_losses(network.eval(), x, x, x.new_full((1,), network.sigma_data), given, objective=training.objective)
+    item_losses(network.eval(), Batch(x, x, x.new_full((1,), network.sigma_data), given), objective=training.objective)
 
 
 def _curve(described: EDMDenoiser, path: Path) -> None:

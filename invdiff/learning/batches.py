@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.denoiser import Condition
 from ..core.errors import DataError, ShapeError
 from ..core.rng import Streams
+from ..priors.network import EDMDenoiser
 from .objectives import Model, noise_levels
 from .settings import Training
 
@@ -28,12 +29,14 @@ Source = Callable[[int], Item]
 
 
 class Batch(NamedTuple):
-    """Some items of a step: (n, C, *spatial) clean and noisy, (n,) sigma, and the condition that their source gave."""
+    """Some items of a step: (n, C, *spatial) clean and noisy, (n,) sigma, the source's condition, and the items' streams."""
 
     clean: Tensor
     noisy: Tensor
     sigma: Tensor
-    condition: dict[str, Tensor] | None
+    condition: Mapping[str, Tensor] | None = None
+    step: int = 0
+    streams: Streams = Streams(0)
 
 
 def pieces(count: int, part: int = 0, parts: int = 1, cuts: int = 1) -> list[range]:
@@ -95,11 +98,11 @@ class Batches:
         sigma = to_device(levels[places.start : places.stop], self.device)
         noise = streams.normal(0, clean.shape[1:], "noise", device=self.device)
         noisy = clean + sigma[(...,) + (None,) * (clean.ndim - 1)] * noise
-        return Batch(clean, noisy, sigma, self._condition(conditions, streams))
+        return Batch(clean, noisy, sigma, self._condition(conditions, streams), step, streams)
 
     def _item(self, index: int) -> tuple[Tensor, Condition | None]:
-        held = self._held is not None and self._held[0] == index
-        image, condition = split(self._held[1] if held else self.source(index))
+        held = self._held
+        image, condition = split(held[1] if held is not None and held[0] == index else self.source(index))
         net, found = self.denoiser.net, tuple(image.shape)
         if len(found) != net.dims + 1:
             raise ShapeError(f"fit: expected images (C, {net.dims} sizes) for the network, the source gives {found}")
@@ -115,7 +118,7 @@ class Batches:
         if side > min(sizes):
             raise ShapeError(f"fit: the source gives images of shape {tuple(image.shape)}, smaller than the crop of {side}")
         starts = [int(u * (n - side + 1)) for u, n in zip(corner, sizes, strict=True)]
-        window = (..., *(slice(start, start + side) for start in starts))
+        window: tuple[Any, ...] = (..., *(slice(start, start + side) for start in starts))
         if condition is not None and "concat" in condition:
             if condition["concat"].shape[1:] != sizes:
                 found = f"{tuple(condition['concat'].shape)} for an image of {tuple(image.shape)}"
@@ -130,10 +133,11 @@ class Batches:
             raise DataError("fit: the source gives some items with a condition, or some parts of one, and others without")
         if not (names := sorted(keys.pop())):
             return None
-        condition = {name: torch.stack([c[name] for c in conditions]) for name in names}
+        condition = {name: torch.stack([c[name] for c in conditions if c is not None]) for name in names}
         if self.training.drop:
             dropped = streams.uniform(0, (), "drop") < self.training.drop
-            null = self.denoiser.net.null(condition)
+            assert isinstance(self.denoiser, EDMDenoiser)
+            null = self.denoiser.null(condition)
             for name, value in condition.items():
                 condition[name] = torch.where(dropped.to(value.device)[(...,) + (None,) * (value.ndim - 1)], null[name], value)
         return {name: to_device(value, self.device) for name, value in condition.items()}

@@ -83,8 +83,8 @@ def describe(
         draws: of the prior, to compare with the first `draws` items, as the next `draws` of them are; 0 for no comparison. A
             conditional prior draws for the conditions of the latter, so that draws and floor have the same ones.
     """
-    images, conditions = zip(*(split(held_out(k)) for k in range(max(count, 2 * draws))), strict=True)
-    images, given = torch.stack(images), None if conditions[0] is None else list(conditions)
+    items, conditions = zip(*(split(held_out(k)) for k in range(max(count, 2 * draws))), strict=True)
+    images, given = torch.stack(items), None if conditions[0] is None else list(conditions)
     device = next(denoiser.parameters()).device
     table = error_table(denoiser, images[:count].to(device), given and given[:count], seed=seed)
     denoiser.facts = {**denoiser.facts, **facts, "denoising_error": {**table, "images": count}}
@@ -96,6 +96,8 @@ def describe(
 
 def card_head(name: str, facts: Mapping[str, Any], network: str) -> list[str]:
     """The lines that every card begins with: what it is, data, licence, limits, the network in words, training and cost."""
+    start = facts.get("start")
+    again = f" start={start['from']}" if start else ""
     return [
         f"# {name}",
         "",
@@ -104,10 +106,17 @@ def card_head(name: str, facts: Mapping[str, Any], network: str) -> list[str]:
         *(f"- **{key}**: {facts[key]}" for key in ("data", "held out", "licence", "limits") if key in facts),
         f"- **network**: {network}",
         f"- **training**: {facts['step']} steps, `{facts['training']}`",
+        *([f"- **start**: {_start(start)}"] if start else []),
         *([f"- **cost**: {facts['cost']}"] if "cost" in facts else []),
-        f"- **reproduce**: `invdiff train prior={name}`",
+        f"- **reproduce**: `invdiff train prior={name}{again}`",
         "",
     ]
+
+
+def _start(start: Mapping[str, Any]) -> str:
+    """What the run began with, as a line of the card."""
+    origin = start["from"] + (f" (sha256 {start['sha256']})" if "sha256" in start else "")
+    return f"from {origin}: {start['taken']} of {start['of']} tensors; {start['unused']} of its own fit nothing here"
 
 
 def write_card(denoiser: EDMDenoiser, name: str, path: str | Path, *, figure: str | None = None) -> None:

@@ -1,8 +1,8 @@
 """The files from which a training run continues, exactly.
 
-checkpoint.pt holds the whole state after a step: weights, averaged weights, optimiser, and the losses that no line of the log
-holds yet. Noise and data order are functions of the step, so that there is no generator state. It is read with
-`weights_only=True`. ema.safetensors are the averaged weights, for `load_network`.
+checkpoint.pt holds the whole state after a step: weights, averaged weights, optimiser, what the run began with, and the losses
+that no line of the log holds yet. Noise and data order are functions of the step, so that there is no generator state. It is
+read with `weights_only=True`. ema.safetensors are the averaged weights, for `load_network`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def store(
         "average": average.net.state_dict(),
         "optimizer": optimizer.state_dict(),
         "log": log,
+        "start": average.facts.get("start"),
     }
     # last, so that the log and the averaged weights are never behind the checkpoint
     save(out / LATEST, state)
@@ -63,6 +64,8 @@ def restore(
     out: Path, denoiser: Model, average: Model, optimizer: torch.optim.Optimizer, training: Training
 ) -> tuple[int, dict[str, Any]]:
     """Load the checkpoint, if there is one; the number of steps done, and the state of the log.
+
+    What the run began with goes into the facts of `average`.
 
     Raises:
         DataError: the file is damaged or of something else.
@@ -89,6 +92,8 @@ def restore(
         optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ConfigError(f"fit: {path} is of another network ({str(error).splitlines()[0]})") from None
+    if state.get("start"):
+        average.facts["start"] = state["start"]
     return int(step), state.get("log", {})
 
 

@@ -4,7 +4,8 @@
 
 loss and gradient (its norm before clipping) are means over the steps of the line; octaves the mean loss of the items with sigma
 in [2^k, 2^(k+1)); seconds those of the run without its pauses; peak_bytes, on a GPU, the most memory that tensors ever had. The
-numbers of a step stay on the device until they are read, so that a GPU need not wait for each step.
+numbers of a step stay on the device until they are read, so that a GPU need not wait for each step. A run that began with the
+weights of another network says so in a line of its own, {"step": 0, "start": {...}}.
 """
 
 from __future__ import annotations
@@ -105,17 +106,24 @@ class Journal:
         if items.is_cuda:
             line["peak_bytes"] = torch.cuda.max_memory_allocated(items.device)
         self.steps, self.items, self.read, self.line = [], [], 0, (self.images, now)
+        self._append(line)
+        if self.board is not None:
+            for key, value in line.items():
+                for name, number in value.items() if isinstance(value, dict) else [("", value)]:
+                    self.board.add_scalar(f"{key}/2^{name}" if name else key, number, line["step"])
+            self.board.flush()
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """A line of something else than numbers, for the log file alone."""
+        self._append({"step": self.step, **entry})
+
+    def _append(self, line: dict[str, Any]) -> None:
         if self.path is not None:
             try:
                 with self.path.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
             except OSError as error:
                 raise DataError(f"{self.path}: can't be written: {error.strerror or error}") from error
-        if self.board is not None:
-            for key, value in line.items():
-                for name, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    self.board.add_scalar(f"{key}/2^{name}" if name else key, number, line["step"])
-            self.board.flush()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint remembers of the line that is open."""

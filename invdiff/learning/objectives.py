@@ -17,6 +17,7 @@ round a finite collection would else show some of its items at low noise only, a
 
 An autoencoder is trained by the same loop, on the negative evidence bound of `priors.autoencoder` per pixel, times
 2 s^2 / sigma_d^2: about 1 at the start, and the relative squared error later. The noise of its latents is a part of the item's.
+A reconstruction network is trained end to end, see `unrolled`.
 
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
 arXiv:2206.00364, Table 1. Lipman, Chen, Ben-Hamu, Nickel, Le, Flow matching for generative modeling, 2023, arXiv:2210.02747.
@@ -26,20 +27,26 @@ Variational diffusion models, 2021, arXiv:2107.00630 (stratified levels).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.denoiser import Condition
 from ..core.errors import ConfigError
+from ..core.memory import Memory
 from ..core.rng import Streams
 from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
 from .settings import Training
+from .unrolled import EndToEnd
+
+if TYPE_CHECKING:
+    from .batches import Batch
 
 __all__ = ["Model", "item_losses", "noise_levels", "weight"]
 
-Model = EDMDenoiser | Autoencoder
+Model = EDMDenoiser | Autoencoder | EndToEnd
 
 
 def noise_levels(training: Training, denoiser: Model, step: int, count: int) -> Tensor:
@@ -49,6 +56,7 @@ def noise_levels(training: Training, denoiser: Model, step: int, count: int) -> 
     quantile = (streams.uniform(0, (), "sigma", torch.float64) + order) / count
     if training.levels == "lognormal":
         return (training.p_mean + training.p_std * torch.special.ndtri(quantile)).exp().float()
+    assert isinstance(denoiser, EDMDenoiser)
     low, high = (s / (s + denoiser.sigma_data) for s in (denoiser.sigma_min, denoiser.sigma_max))
     tau = low + (high - low) * quantile
     return (denoiser.sigma_data * tau / (1.0 - tau)).float()
@@ -60,17 +68,21 @@ def weight(objective: str, sigma: Tensor, sigma_data: float) -> Tensor:
     return total / (sigma * sigma_data).square()
 
 
-def item_losses(
-    denoiser: Model, clean: Tensor, noisy: Tensor, sigma: Tensor, condition: Condition | None = None, *, objective: str
-) -> Tensor:
-    """The weighted squared error of each item, a mean over its elements, (B,); of an autoencoder, the evidence bound.
+def item_losses(model: Model, batch: Batch, *, objective: str = "edm", memory: str | Memory = "full") -> Tensor:
+    """The weighted squared error of each item, a mean over its elements, (n,); of other models, their own loss.
 
     About 1 under "edm" for white data of rms sigma_data and a network that says zero.
+
+    Args:
+        memory: of the sampling steps of a model that has them; networks ask the policy in force.
     """
-    if isinstance(denoiser, Autoencoder):
-        return _evidence(denoiser, clean, (noisy - clean) / sigma[:, None, None, None])
-    denoised = denoiser(noisy, sigma) if condition is None else denoiser(noisy, sigma, condition)
-    return weight(objective, sigma, denoiser.sigma_data) * (denoised - clean).square().flatten(1).mean(1)
+    clean, noisy, sigma, condition = batch[:4]
+    if isinstance(model, EndToEnd):
+        return model.losses(clean, batch.step, batch.streams, memory)
+    if isinstance(model, Autoencoder):
+        return _evidence(model, clean, (noisy - clean) / sigma[:, None, None, None])
+    denoised = model(noisy, sigma) if condition is None else model(noisy, sigma, condition)
+    return weight(objective, sigma, model.sigma_data) * (denoised - clean).square().flatten(1).mean(1)
 
 
 def _evidence(autoencoder: Autoencoder, x: Tensor, noise: Tensor) -> Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from ..core import Auto, Memory
 from ..core.errors import ConfigError
 
 __all__ = ["Training"]
 
 # another run has other weights; what is named here changes where it ends, what it costs, or what it writes
-_MAY_CHANGE = {"steps", "cooldown", "full_from", "accumulate", "compile", "checkpoint", "save_every", "keep", "log_every"}
+_MAY_CHANGE = {"steps", "cooldown", "full_from", "accumulate", "compile", "memory", "save_every", "keep", "log_every"}
 _MAY_CHANGE |= {"tensorboard", "sheet_every", "sheet"}
+# of older checkpoints; it was of the kind that may change
+_FORMER = {"checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class Training:
         drop: probability with which an item's condition is replaced by none, for classifier-free guidance.
         accumulate: pieces that a process cuts its part of a batch into, to need less memory; without dropout the same gradient.
         compile: `torch.compile` the network while it trains; the network that was trained stays compiled.
-        checkpoint: recompute the network's activations in the backward pass instead of keeping them.
+        memory: what is kept for the backward pass, a policy as `core.memory.Memory.parse` reads it. "checkpoint(block)" and
+            "checkpoint(both)" recompute each block of the network, "invertible" undoes the blocks of reversible stages
+            (`UNet.coupling`) and recomputes the others, "auto(8GiB)" recomputes blocks where the derivative of a piece of a
+            batch would else need more. A loss is a chain of one step, whose derivative follows at once: recomputing it as a
+            whole keeps nothing less, so that checkpoint(step), revolve and offload, which are about steps, are as "full".
         keep: how many checkpoints stay: checkpoint.pt, and keep - 1 before it with their step in the name.
         log_every: steps between lines of the log; 0 for one with every checkpoint.
         tensorboard: write the log for TensorBoard too, into the folder `tensorboard`.
@@ -66,7 +73,7 @@ class Training:
     drop: float = 0.0
     accumulate: int = 1
     compile: bool = False
-    checkpoint: bool = False
+    memory: str = "full"
     keep: int = 1
     log_every: int = 0
     tensorboard: bool = False
@@ -86,6 +93,10 @@ class Training:
         for name, known in (("objective", ("edm", "flow")), ("levels", ("lognormal", "uniform"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"Training: expected {name} to be {' or '.join(known)}, got {getattr(self, name)!r}")
+        if isinstance(Memory.parse(self.memory), Auto) and self.compile:
+            raise ConfigError(
+                "Training: memory auto measures a network that is not compiled: name the policy, or leave compile out"
+            )
 
     def learning_rate(self, step: int) -> float:
         """The rate of step 0, ..., steps - 1: warm-up, constant, linear to zero."""
@@ -96,8 +107,10 @@ class Training:
     def differs(self, other: dict[str, Any]) -> str | None:
         """How a run with other settings, as a dictionary, is another run than this one; None if one may continue the other.
 
-        A setting that is missing has its default.
+        A setting that is missing has its default; one that does not exist here is another run's.
         """
+        for name in other.keys() - {field.name for field in fields(self)} - _FORMER:
+            return f"{name}={other[name]}, which is no setting of this version"
         for field in fields(self):
             mine, found = getattr(self, field.name), other.get(field.name, field.default)
             if field.name not in _MAY_CHANGE and mine != found:

@@ -3,7 +3,8 @@
 AdamW on the loss of `objectives`, with a learning rate that warms up, stays and cools down, gradient clipping, and an
 exponential moving average of the weights, which is what the run returns. A batch is a function of the seed and the step
 (`batches`), so that a resumed run is the uninterrupted one, bit for bit on a CPU; gradient accumulation and data-parallel
-processes (`distributed`) cut it into pieces, whose gradients add up to that of the whole, to rounding.
+processes (`distributed`) cut it into pieces, whose gradients add up to that of the whole, to rounding. What of a piece is kept
+for its derivative is a memory policy's choice (`core.memory`), and changes nothing else.
 
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
 arXiv:2206.00364, Table 1. Hu et al., MiniCPM, 2024, arXiv:2404.06395 (warm up, stay, cool down).
@@ -15,16 +16,18 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..core import Auto, Memory
 from ..core.errors import ConfigError
 from ..core.rng import Streams
 from ..priors.autoencoder import Autoencoder
-from .batches import Batches, Source, pieces, to_device
+from ..priors.network import EDMDenoiser
+from .batches import Batch, Batches, Source, pieces, to_device
 from .checkpoints import LATEST, restore, start_anew, store
 from .distributed import Team
 from .interrupts import postponed
@@ -32,6 +35,8 @@ from .journal import Journal
 from .objectives import Model, item_losses, noise_levels
 from .settings import Training
 from .sheets import draw, write_sheet
+from .start import Start, start_from
+from .unrolled import EndToEnd
 
 __all__ = ["fit"]
 
@@ -50,6 +55,7 @@ def fit(
     *,
     progress: bool = True,
     resume: bool = True,
+    start: Start | str | Path | None = None,
 ) -> Trained:
     """Train the denoiser, or an autoencoder, in place, and return a copy with the averaged weights.
 
@@ -62,15 +68,17 @@ def fit(
         out: folder of checkpoint.pt (the whole state), ema.safetensors (averaged weights, for `load_network`), log.jsonl and
             sheets samples_000500.png; one that all processes see.
         resume: continue from the checkpoint in `out` if there is one; False starts anew and overwrites it.
+        start: weights of another network to begin with, as many as fit (see `start`), where the run does not resume.
 
     Raises:
-        ConfigError: the checkpoint is of a run with other settings than one may change (length, pieces, what is written).
+        ConfigError: the checkpoint is of a run with other settings than one may change (length, pieces, what is written), or
+            with another start; no tensor of the start fits.
         DataError: the checkpoint is damaged, or a file can't be written.
         NumericalError: the loss or its gradient is not finite; the last checkpoint stays.
         KeyboardInterrupt: after a checkpoint of the last complete step.
     """
-    run = _Run(denoiser, source, training, Path(out))
-    run.start(resume)
+    run: _Run[Trained] = _Run(denoiser, source, training, Path(out))
+    run.start(resume, start if start is None or isinstance(start, Start) else Start(start))
     show = progress and run.team.writes
     with (
         run.prepared(),
@@ -84,37 +92,53 @@ def fit(
     return run.average
 
 
-class _Run:
+class _Run(Generic[Trained]):
     """The state of a run between two steps."""
 
-    def __init__(self, denoiser: Model, source: Source, training: Training, out: Path) -> None:
+    def __init__(self, denoiser: Trained, source: Source, training: Training, out: Path) -> None:
         foreign = training.sheet_every or training.drop or (training.objective, training.levels) != ("edm", "lognormal")
-        if isinstance(denoiser, Autoencoder) and foreign:
+        if isinstance(denoiser, (Autoencoder, EndToEnd)) and foreign:
+            kind = "an autoencoder" if isinstance(denoiser, Autoencoder) else "a reconstruction network"
             raise ConfigError(
-                "fit: an autoencoder makes no draws, and has no condition and no noise levels: leave sheet_every, drop, "
-                "objective and levels out"
+                f"fit: {kind} makes no draws, and has no condition and no noise levels: leave sheet_every, drop, objective and "
+                "levels out"
             )
         self.denoiser, self.training, self.out = denoiser, training, out
         self.device = next(denoiser.parameters()).device
         self.team = Team.here(self.device)
         denoiser.train().requires_grad_(True).to(memory_format=denoiser.net.memory_format)
-        self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        self.parameters, self.averages = list(denoiser.parameters()), list(self.average.parameters())
+        self.average: Trained = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.parameters = list(denoiser.parameters())
+        self.averages: list[Tensor] = list(self.average.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.lr, betas=(0.9, 0.99), weight_decay=training.weight_decay
         )
         self.batches = Batches(source, training, denoiser, self.device)
         self.done = self.saved = 0
+        # policies that were measured, by the shape of the piece
+        self.measured: dict[torch.Size, Memory] = {}
 
-    def start(self, resume: bool) -> None:
-        """Load the checkpoint, and begin or continue the log."""
+    def start(self, resume: bool, start: Start | None) -> None:
+        """Load the checkpoint, or the weights to begin with, and begin or continue the log."""
+        facts, started = self.average.facts, None
+        facts.pop("start", None)
 
         def load() -> dict[str, Any]:
-            if not resume:
-                if self.team.writes:
-                    start_anew(self.out)
-                return {}
-            self.done, state = restore(self.out, self.denoiser, self.average, self.optimizer, self.training)
+            nonlocal started
+            state: dict[str, Any] = {}
+            if resume:
+                self.done, state = restore(self.out, self.denoiser, self.average, self.optimizer, self.training)
+            elif self.team.writes:
+                start_anew(self.out)
+            if self.done and start is not None and start.label != (before := facts.get("start", {}).get("from")):
+                began = "its initial weights" if before is None else before
+                raise ConfigError(
+                    f"fit: the run in {self.out} began with {began}, not with {start.label}: use another folder or resume=False"
+                )
+            if not self.done and start is not None:
+                started = start_from(self.denoiser, start)
+                self.average.net.load_state_dict(self.denoiser.net.state_dict())
+                facts["start"] = started.facts(start.label)
             return state
 
         state = self.team.together(load)
@@ -123,22 +147,25 @@ class _Run:
             raise ConfigError(f"fit: the processes find different checkpoints {self.out / LATEST}: give a folder that all see")
         self.team.share([*self.parameters, *self.averages])
         out = self.out if self.team.writes else None
-        self.journal = self.team.together(
-            lambda: Journal(out, self.done, state, self.device, tensorboard=self.training.tensorboard)
-        )
+
+        def begin() -> Journal:
+            journal = Journal(out, self.done, state, self.device, tensorboard=self.training.tensorboard)
+            if started is not None:
+                journal.note({"start": facts["start"] | {"missing": started.missing, "unused": started.unused}})
+            return journal
+
+        self.journal = self.team.together(begin)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """The network as the run wants it; afterwards its options are as before, and the log is closed."""
-        net, training = self.denoiser.net, self.training
-        before = self.denoiser.bf16, net.checkpoint
-        self.denoiser.bf16, net.checkpoint = training.bf16, training.checkpoint or net.checkpoint
-        if training.compile:
-            net.compile()
+        before, self.denoiser.bf16 = self.denoiser.bf16, self.training.bf16
+        if self.training.compile:
+            self.denoiser.net.compile()
         try:
             yield
         finally:
-            self.denoiser.bf16, net.checkpoint = before
+            self.denoiser.bf16 = before
             self.denoiser.eval()
             self.journal.close()
 
@@ -170,7 +197,9 @@ class _Run:
         rate = self.optimizer.param_groups[0]["lr"] = training.learning_rate(self.done)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.averages, self.parameters, 1.0 - min(training.ema, (1 + self.done) / (10 + self.done)))
+            torch._foreach_lerp_(
+                self.averages, list(self.parameters), 1.0 - min(training.ema, (1 + self.done) / (10 + self.done))
+            )
         self.done = done
         if line:
             self.team.together(lambda: self.journal.write(rate))
@@ -182,12 +211,32 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         indices = self.batches.indices(self.done)
         for places in pieces(len(indices), self.team.rank, self.team.size, self.training.accumulate):
-            clean, noisy, sigma, condition = self.batches(self.done, indices, places)
+            batch = self.batches(self.done, indices, places)
+            memory = self.memory(batch)
             with _dropout(self.training.seed, indices[places[0]], self.device):
-                each = item_losses(self.denoiser, clean, noisy, sigma, condition, objective=self.training.objective)
+                with memory.active():
+                    each = self.losses(batch, memory)
                 (each.mean() * (len(places) / len(indices))).backward()
             losses[places.start : places.stop] = each.detach()
         return len(indices)
+
+    def losses(self, batch: Batch, memory: Memory) -> Tensor:
+        """Of every item of a piece, (n,)."""
+        return item_losses(self.denoiser, batch, objective=self.training.objective, memory=memory)
+
+    def memory(self, batch: Batch) -> Memory:
+        """The policy for a piece; an automatic one is chosen once for each shape."""
+        policy, shape = Memory.parse(self.training.memory), batch.clean.shape
+        # a chain of sampling steps measures itself
+        if not isinstance(policy, Auto) or isinstance(self.denoiser, EndToEnd):
+            return policy
+        if shape not in self.measured:
+
+            def step(noisy: Tensor) -> tuple[Tensor]:
+                return (self.losses(batch._replace(noisy=noisy), policy).mean(),)
+
+            self.measured[shape] = policy.choose([step], (batch.noisy,))
+        return self.measured[shape]
 
     def write(self, *, checkpoint: bool = False, sheet: bool = False) -> None:
         """What process 0 writes."""
@@ -195,10 +244,12 @@ class _Run:
             log, before, self.saved = self.journal.state(), self.saved, self.done
             store(self.out, self.done, self.denoiser, self.average, self.optimizer, self.training, log, before)
         if sheet and self.team.writes:
+            assert isinstance(self.average, EDMDenoiser)
             # of the size, and for the conditions, of the first items of the run
             count, seed = self.training.sheet, self.training.seed
             first = self.batches(0, range(count), range(count))
-            given = first.condition and [{k: v[i] for k, v in first.condition.items()} for i in range(count)]
+            held = first.condition
+            given = None if held is None else [{k: v[i] for k, v in held.items()} for i in range(count)]
             draws = draw(self.average, first.clean.shape[1:], count, given, seed=seed, steps=32)
             write_sheet(draws, self.out / f"samples_{self.done:06d}.png")
 

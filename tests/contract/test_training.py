@@ -62,7 +62,7 @@ def test_the_loss_of_the_untrained_network_is_one():
     """
     training = Training(steps=1, batch=16, crop=32, full_from=1.0)
     batch = batch_at(lambda k: 0.3 * Streams(0, (k,)).normal(0, (1, 32, 32))[0], training, 0)
-    assert abs(item_losses(untrained(0.3), *batch, objective="edm").mean().item() - 1) < 5 * math.sqrt(2 / 16384)
+    assert abs(item_losses(untrained(0.3), batch).mean().item() - 1) < 5 * math.sqrt(2 / 16384)
 
 
 def test_levels_are_stratified_and_log_normal():
@@ -86,7 +86,7 @@ def test_no_place_of_a_batch_has_levels_of_its_own():
     training = Training(steps=256, batch=4, crop=2, p_mean=0.0, p_std=1.0, full_from=1.0)
     counts = torch.zeros(4, 4)
     for step in range(256):
-        clean, _, sigma, _ = batch_at(lambda k: torch.full((1, 2, 2), float(k % 4)), training, step)
+        clean, _, sigma, *_ = batch_at(lambda k: torch.full((1, 2, 2), float(k % 4)), training, step)
         for image, level in zip(clean[:, 0, 0, 0], torch.special.ndtr(sigma.log()), strict=True):
             counts[int(image), int(4 * level)] += 1
     assert (counts - 64).abs().max() < 5 * 6.93
@@ -95,7 +95,7 @@ def test_no_place_of_a_batch_has_levels_of_its_own():
 def test_batches_are_functions_of_seed_and_step():
     ramp = torch.arange(256.0).reshape(1, 16, 16)
     training = replace(RUN, batch=4, full_from=1.0)
-    clean, noisy, sigma, _ = batch_at(lambda k: ramp, training, 3)
+    clean, noisy, sigma, *_ = batch_at(lambda k: ramp, training, 3)
     again = batch_at(lambda k: ramp, training, 3)
     assert all(map(torch.equal, (clean, noisy, sigma), again[:3]))
     # item 12 is the first of step 3 by fours and the fifth of step 1 by eights: same crop, same noise

@@ -7,6 +7,7 @@ from invdiff.commands.training import train
 from invdiff.core.errors import ConfigError, DataError
 from invdiff.core.rng import Streams
 from invdiff.learning import Training, fit
+from invdiff.learning.batches import Batch
 from invdiff.learning.objectives import item_losses
 from invdiff.priors.autoencoder import Autoencoder, load_autoencoder
 from invdiff.priors.network import load_network
@@ -29,7 +30,7 @@ def test_the_loss_is_the_evidence_bound():
     autoencoder = small().double()
     x, noise = (Streams(k, 2).normal(0, (1, 8, 8), dtype=torch.float64) for k in (0, 1))
     sigma = torch.tensor([0.3, 2.0], dtype=torch.float64)
-    got = item_losses(autoencoder, x, x + sigma[:, None, None, None] * noise, sigma, objective="edm")
+    got = item_losses(autoencoder, Batch(x, x + sigma[:, None, None, None] * noise, sigma))
     m, v = autoencoder.posterior(x)
     # the first two of the sixteen values of each 4 x 4 block, row by row
     n = torch.stack([noise[:, 0, ::4, ::4], noise[:, 0, ::4, 1::4]], 1)
@@ -42,6 +43,12 @@ def test_the_loss_is_the_evidence_bound():
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+def test_the_global_generator_is_left_alone():
+    before = torch.random.get_rng_state()
+    assert all(map(torch.equal, small().parameters(), small().parameters()))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 def test_the_run_resumes_exactly(tmp_path):
     whole = fit(small(), source, Training(**RUN), tmp_path / "a", progress=False)
     fit(small(), source, Training(**RUN | {"steps": 2}, cooldown=0.0), tmp_path / "b", progress=False)
@@ -50,6 +57,8 @@ def test_the_run_resumes_exactly(tmp_path):
     straight = fit(small(), source, Training(**RUN, cooldown=0.0), tmp_path / "c", progress=False)
     for name, value in straight.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+    recomputed = fit(small(), source, Training(**RUN, memory="checkpoint(block)"), tmp_path / "d", progress=False)
+    assert all(map(torch.equal, recomputed.state_dict().values(), whole.state_dict().values()))
     again = load_autoencoder(tmp_path / "a" / "ema.safetensors")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
@@ -62,7 +71,7 @@ def test_it_carries_what_images_have_in_common(tmp_path):
     trained = fit(small(), source, training, tmp_path, progress=False)
     x, noise = torch.stack([source(10**6 + k) for k in range(32)]), Streams(9, 32).normal(0, (1, 16, 16))
     with torch.no_grad():
-        loss = item_losses(trained, x, x + noise, torch.ones(32), objective="edm").mean()
+        loss = item_losses(trained, Batch(x, x + noise, torch.ones(32))).mean()
     assert loss < 0.6 * x.square().mean() / 0.5**2
     assert trained.training is False
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from invdiff.core.errors import ConfigError, DataError, ShapeError
+from invdiff.core import Auto, Checkpoint, Full
+from invdiff.core.errors import CapabilityError, ConfigError, DataError, ShapeError
 from invdiff.core.rng import Streams
 from invdiff.learning import Training, fit
-from invdiff.learning.batches import Batches, pieces
+from invdiff.learning.batches import Batch, Batches, pieces
 from invdiff.learning.interrupts import postponed, termination_interrupts
 from invdiff.learning.objectives import item_losses, noise_levels
 from invdiff.priors.network import EDMDenoiser, load_network
@@ -73,7 +74,9 @@ def test_the_flow_objective_is_flow_matching(preconditioning):
     velocity = (x_tau - denoiser(0.3 * x_tau / (1 - t), sigma) / 0.3) / t
     plain = (velocity - (eps - x0)).square().flatten(1).mean(1)
     noisy = 0.3 * x0 + sigma[:, None, None, None] * eps
-    torch.testing.assert_close(item_losses(denoiser, 0.3 * x0, noisy, sigma, objective="flow"), plain, rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        item_losses(denoiser, Batch(0.3 * x0, noisy, sigma), objective="flow"), plain, rtol=1e-10, atol=0
+    )
     if preconditioning == "flow":
         noise = (sigma / 0.3).log() / 4
         scaled = x_tau / ((1 - t).square() + t.square()).sqrt()
@@ -120,7 +123,7 @@ def test_accumulated_pieces_are_the_whole_batch(tmp_path):
 
 def test_recomputed_activations_and_compiled_networks_train_the_same_weights(tmp_path, monkeypatch):
     whole = train(tmp_path / "plain")
-    assert equal(train(tmp_path / "checkpoint", replace(RUN, checkpoint=True)), whole)
+    assert equal(train(tmp_path / "blocks", replace(RUN, memory="checkpoint(block)")), whole)
     # the tracing is tested, for code generation takes a minute
     calls = []
 
@@ -131,10 +134,62 @@ def test_recomputed_activations_and_compiled_networks_train_the_same_weights(tmp
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=traced))
     denoiser = untrained()
     compiled = train(tmp_path / "compiled", replace(RUN, compile=True), denoiser=denoiser)
+    torch.compiler.reset()
     assert calls
     close(compiled, whole)
     assert compiled.state_dict().keys() == denoiser.state_dict().keys() == whole.state_dict().keys()
     assert load_network(tmp_path / "compiled" / "ema.safetensors").facts["training"]["compile"]
+
+
+def test_reversible_stages_train_the_same_weights(tmp_path):
+    """In float64, where undoing two moves with v = 0.5 costs a few units of 1e-16, and AdamW still divides by small numbers."""
+
+    def doubled(index):
+        return white(index).double()
+
+    pair = [untrained(coupling=0.5).double() for _ in range(2)]
+    whole, undone = (
+        train(tmp_path / memory, replace(RUN, memory=memory), doubled, denoiser)
+        for memory, denoiser in zip(("full", "invertible"), pair, strict=True)
+    )
+    for a, b in zip(undone.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    assert any(not torch.equal(a, b) for a, b in zip(undone.parameters(), whole.parameters(), strict=True))
+
+
+def test_an_automatic_policy_is_measured_for_each_shape(tmp_path, monkeypatch):
+    """What one piece needs, crops and whole images apart; the weights are those of the plain run."""
+    asked = []
+
+    def choose(policy, steps, state, original=Auto.choose):
+        chosen = original(policy, steps, state)
+        asked.append((tuple(state[0].shape), chosen))
+        return chosen
+
+    monkeypatch.setattr(Auto, "choose", choose)
+    whole = train(tmp_path / "plain")
+    assert equal(train(tmp_path / "large", replace(RUN, memory="auto(1GiB)")), whole)
+    assert asked == [((8, 1, 8, 8), Full()), ((2, 1, 16, 16), Full())]
+    asked.clear()
+    assert equal(train(tmp_path / "small", replace(RUN, memory="auto(900KiB)")), whole)
+    assert asked == [((8, 1, 8, 8), Checkpoint("both")), ((2, 1, 16, 16), Checkpoint("both"))]
+    with pytest.raises(CapabilityError, match="memory auto: one step with its derivative needs"):
+        train(tmp_path / "smaller", replace(RUN, memory="auto(1KiB)"))
+
+
+def test_the_policy_may_change_and_older_runs_may_continue(tmp_path):
+    """A checkpoint from when there was `checkpoint: false` instead, and one with a setting that nobody knows."""
+    whole = train(tmp_path / "straight")
+    train(tmp_path, replace(RUN, steps=2))
+    path = tmp_path / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    assert content["training"].pop("memory") == "full"
+    assert content.pop("start") is None
+    torch.save(content | {"training": content["training"] | {"annealed": True}}, path)
+    with pytest.raises(ConfigError, match="annealed=True, which is no setting of this version"):
+        train(tmp_path)
+    torch.save(content | {"training": content["training"] | {"checkpoint": False}}, path)
+    assert equal(train(tmp_path, replace(RUN, memory="checkpoint(block)")), whole)
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -222,7 +277,7 @@ def test_the_log(tmp_path):
     assert [line["lr"] for line in log] == [RUN.learning_rate(t) for t in range(4)]
     sigma = noise_levels(RUN, untrained(), 0, 8)
     batch = batch_of(white, RUN)
-    losses = item_losses(untrained(), *batch, objective="edm")
+    losses = item_losses(untrained(), batch)
     assert log[0]["loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
     for octave, mean in log[0]["octaves"].items():
         inside = (sigma >= 2.0 ** int(octave)) & (sigma < 2.0 ** (int(octave) + 1))
@@ -326,7 +381,20 @@ def test_the_second_signal_does_not_wait():
     assert reached == [1]
 
 
+@pytest.mark.parametrize("text", ["checkpoint(block)", "'checkpoint(block)'", "auto(8GiB)", "invertible"])
+def test_a_policy_on_the_command_line(call, text):
+    """As in Python, in the shell's quotes or in hydra's too."""
+    code, out, err = call("train", "prior=ct128", f"training.memory={text}", "--cfg", "job")
+    assert (code, err) == (0, "")
+    assert f"  memory: {text.strip(chr(39))}\n" in out
+
+
 def test_options_are_checked():
     for wrong in ({"accumulate": 0}, {"keep": 0}, {"drop": 1.5}, {"log_every": -1}, {"objective": "v"}, {"levels": "edm"}):
         with pytest.raises(ConfigError, match=f"Training: expected {next(iter(wrong))}"):
             replace(RUN, **wrong)
+    for text in ("sometimes", "revolve", "checkpoint(all)", "auto"):
+        with pytest.raises(ConfigError, match="memory: expected full, checkpoint"):
+            replace(RUN, memory=text)
+    with pytest.raises(ConfigError, match="auto measures a network that is not compiled"):
+        replace(RUN, memory="auto(1GiB)", compile=True)
