@@ -78,7 +78,7 @@ def task(name: str, /, sampler: str | Sampler | None = None, prior: str | Denois
         options: of the task, e.g. task("ct_sparse_view", path="slice.npy").
     """
     given = {"sampler": sampler, "prior": prior}
-    config = compose(name, **{k: v if isinstance(v, str) else None for k, v in given.items()})
+    config = compose(name, sampler if isinstance(sampler, str) else None, prior if isinstance(prior, str) else None)
     config["task"] = override(config["task"], options, f"task {name}")
     return Plan.from_config(config | {k: v for k, v in given.items() if v is not None and not isinstance(v, str)})
 
@@ -204,7 +204,7 @@ def require_device(name: str, who: str) -> None:
     except RuntimeError:
         raise ConfigError(f"{who}: expected device to be cpu, cuda, cuda:1, mps ..., got {name!r}") from None
     module = getattr(torch, kind, None)
-    if kind != "cpu" and not (hasattr(module, "is_available") and module.is_available()):
+    if kind != "cpu" and not (module is not None and hasattr(module, "is_available") and module.is_available()):
         raise ConfigError(f"{who}: torch finds no device {name!r} on this machine: use device=cpu")
 
 

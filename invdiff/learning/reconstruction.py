@@ -1,8 +1,9 @@
-"""What a trained autoencoder says about itself: data, licence, recipe, and what it can't represent.
+"""What a trained autoencoder, or a reconstruction network, says about itself: data, licence, recipe, and its errors.
 
     rms = sqrt(mean |decode(encode(x)) - x|^2)       over held-out images and pixels, and the PSNR for the images' extent
 
-with the mean and the root mean square about it of the latents, which a latent prior needs, and the noise that they bear.
+with the mean and the root mean square about it of the latents, which a latent prior needs, and the noise that they bear. Of a
+reconstruction network the PSNR, for the images' extent, of A^T y / L^2 and of the estimate, for each of its measurements.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 from ..core.files import atomic
 from ..priors.autoencoder import Autoencoder
 from .card import card_head
+from .unrolled import EndToEnd
 
-__all__ = ["describe_autoencoder", "write_autoencoder_card"]
+__all__ = ["describe_autoencoder", "describe_end_to_end", "write_autoencoder_card", "write_end_to_end_card"]
 
 
 @torch.no_grad()
@@ -60,3 +62,38 @@ def write_autoencoder_card(autoencoder: Autoencoder, name: str, path: str | Path
     ]
     with atomic(path, parents=True) as part:
         part.write_text("\n".join(lines) + "\n")
+
+
+@torch.no_grad()
+def describe_end_to_end(model: EndToEnd, held_out: Callable[[int], Tensor], count: int, facts: Mapping[str, str]) -> EndToEnd:
+    """Add to the facts the errors on images 0, ..., count - 1 of a held-out source, and what the recipe says in words."""
+    device = next(model.parameters()).device
+    images = torch.stack([held_out(k) for k in range(count)]).to(device)
+    extent = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+    rows = []
+    for number, name in enumerate(model.names):
+        rough, fine = model.errors(images, number)
+        rows.append({"measurement": name} | {k: _decibels(extent, e) for k, e in (("adjoint", rough), ("network", fine))})
+    model.facts = {**model.facts, **facts, "measurements": rows, "noise": model.noise, "images": count}
+    return model
+
+
+def write_end_to_end_card(model: EndToEnd, name: str, path: str | Path) -> None:
+    """The facts as a page of Markdown."""
+    facts, network = model.facts, model.network
+    parameters = sum(p.numel() for p in network.parameters())
+    about = f"{parameters / 1e6:.2f} M parameters, `{network.header['architecture']}`, of `{network.header['denoiser']}`"
+    lines = [
+        *card_head(name, facts, about),
+        f"Mean PSNR in dB, for the images' extent, of {facts['images']} held-out images; noise {facts['noise']:g}:",
+        "",
+        "| measurement | A^T y / L^2 | network |",
+        "|---|---|---|",
+        *(f"| {r['measurement']} | {r['adjoint']:.2f} | {r['network']:.2f} |" for r in facts["measurements"]),
+    ]
+    with atomic(path, parents=True) as part:
+        part.write_text("\n".join(lines) + "\n")
+
+
+def _decibels(extent: Tensor, rms: Tensor) -> float:
+    return round(float((20.0 * (extent / rms).log10()).mean()), 3)

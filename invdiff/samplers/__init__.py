@@ -3,29 +3,45 @@
 from .classical import Adjoint, Tikhonov, TotalVariation
 from .ddnm import DDNM
 from .decoupled import Decoupled
+from .dflow import DFlow
 from .diffpir import DiffPIR
 from .dps import DPS
 from .guided import Guided, Level
+from .idm import IDM, shipped_idm
+from .idm_network import IDMNetwork, load_idm
 from .integrators import DDIM, Ancestral, Euler, Heun, Integrator
 from .reddiff import REDDiff
+from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
 from .steered import Energy, Steered
 
 __all__ = [
+    "BDIA",
     "DDIM",
     "DDNM",
     "DPS",
+    "EDICT",
+    "IDM",
+    "OBELM",
     "Adjoint",
     "Ancestral",
+    "Coupled",
+    "DFlow",
     "Decoupled",
     "DiffPIR",
     "Energy",
     "Euler",
+    "Graded",
     "Guided",
     "Heun",
+    "IDMNetwork",
     "Integrator",
     "Level",
     "REDDiff",
+    "Reversible",
+    "Scheme",
     "Steered",
     "Tikhonov",
     "TotalVariation",
+    "load_idm",
+    "shipped_idm",
 ]

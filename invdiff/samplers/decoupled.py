@@ -14,7 +14,6 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
@@ -43,6 +42,7 @@ class Decoupled(Sampler):
 
     kind: ClassVar[str] = "point"
     state_class: ClassVar[type[State]] = Level
+    differentiable: ClassVar[bool] = True
     zeta: float = 1.0
     grid: Grid = field(default_factory=Karras)
 
@@ -60,12 +60,11 @@ class Decoupled(Sampler):
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
         sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
-        with torch.no_grad():
-            x0, eps, gamma = self.correct(problem, x, prior(x, x.new_full((len(x),), sigma)), sigma, sigma_next)
-            new = x0 + gamma * math.sqrt(1.0 - self.zeta) * eps
-            if gamma * self.zeta > 0.0:
-                z = streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
-                new = new + gamma * math.sqrt(self.zeta) * z
+        x0, eps, gamma = self.correct(problem, x, prior(x, x.new_full((len(x),), sigma)), sigma, sigma_next)
+        new = x0 + gamma * math.sqrt(1.0 - self.zeta) * eps
+        if gamma * self.zeta > 0.0:
+            z = streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
+            new = new + gamma * math.sqrt(self.zeta) * z
         return Level(state.step + 1, new, sigma_next)
 
     def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, LinearOperator, Problem
+from ..core import CapabilityError, ConfigError, Denoiser, LinearOperator, Memory, Problem, State, Streams
 from ..guidance import require_scalar_gaussian
 from .decoupled import Corrected, Decoupled
 
@@ -47,6 +47,14 @@ class DiffPIR(Decoupled):
     def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
         require_scalar_gaussian(problem, "DiffPIR")
         return prior
+
+    def unroll(self, problem: Problem, prior: Denoiser, state: State, streams: Streams, memory: Memory) -> Tensor:
+        operator = problem.operator
+        if isinstance(operator, LinearOperator) and any(p.requires_grad for p in operator.parameters()):
+            raise CapabilityError(
+                f"DiffPIR: solve of {type(operator).__name__} has no derivative with respect to its parameters: DDNM has one"
+            )
+        return super().unroll(problem, prior, state, streams, memory)
 
     def correct(self, problem: Problem, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Corrected:
         operator = problem.operator

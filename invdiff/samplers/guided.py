@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..core import Denoiser, Grid, Karras, Problem, Sampler, State, Streams
 from ..guidance import Guidance
 from .integrators import Heun, Integrator
 
-__all__ = ["Guided", "Level", "levels", "start"]
+__all__ = ["ByGuidance", "Guided", "Level", "levels", "start"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,34 @@ def start(grid: Grid, steps: int, problem: Problem, prior: Denoiser, streams: St
     return Level(0, sigma * streams.normal(0, problem.shape, "init", problem.y.real.dtype, problem.y.device), sigma)
 
 
+class ByGuidance(Sampler):
+    """Base of the samplers that take what they promise and need from their guidance."""
+
+    guidance: Guidance | None
+    grid: Grid
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return "posterior" if self.guidance is None else self.guidance.kind
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset() if self.guidance is None else self.guidance.needs
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        # a guidance linearises the network apart from the graph
+        return self.guidance is None
+
+    def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
+        return prior if self.guidance is None else self.guidance(prior, problem)
+
+    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
+        return {"sigma": state.sigma}
+
+
 @dataclass(frozen=True)
-class Guided(Sampler):
+class Guided(ByGuidance):
     """Draws of the posterior that the guidance approximates, or of the prior where there is none.
 
     Args:
@@ -67,19 +92,8 @@ class Guided(Sampler):
     grid: Grid = field(default_factory=Karras)
 
     @property
-    def kind(self) -> str:  # type: ignore[override]
-        return "posterior" if self.guidance is None else self.guidance.kind
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset() if self.guidance is None else self.guidance.needs
-
-    @property
     def name(self) -> str:
         return f"Guided({type(self.guidance).__name__ if self.guidance else None}, {type(self.integrator).__name__})"
-
-    def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
-        return prior if self.guidance is None else self.guidance(prior, problem)
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
         return start(self.grid, self.steps, problem, prior, streams)
@@ -90,9 +104,5 @@ class Guided(Sampler):
         def noise() -> Tensor:
             return streams.normal(state.step + 1, problem.shape, dtype=state.x.dtype, device=state.x.device)
 
-        with torch.no_grad():
-            x = self.integrator.step(prior, state.x, sigma, sigma_next, noise)
+        x = self.integrator.step(prior, state.x, sigma, sigma_next, noise)
         return Level(state.step + 1, x, sigma_next)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

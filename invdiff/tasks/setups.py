@@ -189,7 +189,9 @@ def cartesian_mri(
         mask: a file with the pattern, (H, W) or (W,), not zero where k-space is measured.
         maps: a file with the coil sensitivities, (coils, H, W), complex.
     """
-    size = tuple(_image("cartesian_mri", item)[1:])
+    _, *sides = _image("cartesian_mri", item)
+    size = sides[0], sides[1]
+    sensitivities: Tensor | None
     if maps is not None:
         sensitivities = _stored(maps).to(torch.complex128)
     elif coils < 1:

@@ -182,7 +182,7 @@ def _seed(seed: int, index: int) -> int:
 def _dtype(name: str | torch.dtype) -> torch.dtype:
     known = {"float32": torch.float32, "float64": torch.float64}
     dtype = known.get(name) if isinstance(name, str) else name
-    if dtype not in known.values():
+    if dtype is None or dtype not in known.values():
         raise ConfigError(f"expected dtype float32 or float64, got {name}")
     return dtype
 
