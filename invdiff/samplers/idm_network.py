@@ -13,6 +13,8 @@ Inside the U-Net every block is followed by an injector: with r the factor of th
     f <- f + unshuffle_r(W' [i, A^T A i, A^T y]),    i = W shuffle_r(f),
 
 one pair W, W' for each step and block; blocks and injectors of a scale are a reversible chain in turn (`priors.reversible`).
+Where r^2 does not divide the width, the largest factor of r that can be shuffled is, and nearest upsampling does the rest, with
+means of its pixels on the way back.
 v, s, m, tau and the levels sigma_t are learnt. Nothing is random: the network is a point estimator.
 
 Where it differs from the paper: the U-Net is one of this package, with its noise level, its skips added rather than
@@ -61,8 +63,7 @@ class IDMNetwork(nn.Module):
     Shapes: y (B, *operator.out_shape) -> (B, C, H, W), operator from real images (C, H, W), H and W multiples of `divisor`.
 
     Raises:
-        ConfigError: the network is no such U-Net, a width is not a multiple of the squared factor of its scale, or a number is
-            not possible.
+        ConfigError: the network is no such U-Net, or a number is not possible.
         ShapeError: on a call, that operator and network do not fit.
     """
 
@@ -106,8 +107,6 @@ class IDMNetwork(nn.Module):
     def _stage(self, blocks: list[nn.Module], factor: int) -> nn.Module:
         if self.injectors:
             width = blocks[0].conv1.in_channels
-            if width % factor**2:
-                raise ConfigError(f"IDMNetwork: the width {width} at a resolution of 1/{factor} is no multiple of {factor**2}")
             blocks = [m for b in blocks for m in (b, _Injectors(self.steps, width, self.channels, factor))]
         return nn.ModuleList(blocks) if self.v is None else ReversibleChain(blocks, Affine(_share(self.coupling, len(blocks))))
 
@@ -251,7 +250,8 @@ class _Injectors(nn.Module):
 
     def __init__(self, steps: int, width: int, channels: int, factor: int) -> None:
         super().__init__()
-        self.factor, inner = factor, width // factor**2
+        self.factor = max(r for r in range(1, factor + 1) if factor % r == 0 and width % r**2 == 0)
+        self.rest, inner = factor // self.factor, width // self.factor**2
         self.to_image = nn.ModuleList(conv(2, inner, channels, 1) for _ in range(steps))
         self.to_features = nn.ModuleList(conv(2, 3 * channels, inner, 1) for _ in range(steps))
         with torch.no_grad():
@@ -262,8 +262,10 @@ class _Injectors(nn.Module):
 
     def forward(self, h: Tensor, step: int, seen: _Seen) -> Tensor:
         image = self.to_image[step](F.pixel_shuffle(h, self.factor)).to(seen.back.dtype)
-        known = torch.cat([image, seen.normal(image), seen.back.expand_as(image)], dim=1)
-        return h + F.pixel_unshuffle(self.to_features[step](known.to(h.dtype)), self.factor)
+        image = F.interpolate(image, scale_factor=self.rest) if self.rest > 1 else image
+        known = torch.cat([image, seen.normal(image), seen.back.expand_as(image)], dim=1).to(h.dtype)
+        known = F.avg_pool2d(known, self.rest) if self.rest > 1 else known
+        return h + F.pixel_unshuffle(self.to_features[step](known), self.factor)
 
 
 def _geometric(high: float, low: float, steps: int) -> list[float]:

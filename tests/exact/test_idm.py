@@ -32,8 +32,8 @@ def randomised(module, scale=0.1, seed=0):
     return module
 
 
-def denoiser(dtype=torch.float64, **options):
-    net = UNet(1, 1, widths=[32, 64], blocks=1, embedding=8, **options)
+def denoiser(dtype=torch.float64, widths=(32, 64), **options):
+    net = UNet(1, 1, widths=list(widths), blocks=1, embedding=8, **options)
     return EDMDenoiser(randomised(net).to(dtype), sigma_data=0.25, mean=0.4)
 
 
@@ -160,9 +160,12 @@ def test_the_coupling_of_the_steps_is_the_published_one():
     torch.testing.assert_close(model(operator, y), x + model.finish * h, rtol=1e-6, atol=1e-6)
 
 
-def test_injectors_start_at_the_identity_and_then_see_the_measurement():
-    prior, (operator, y, _) = denoiser(), measured()
-    fresh, seeing = IDMNetwork(prior, coupling=0.0).double(), network(coupling=0.0)
+@pytest.mark.parametrize("widths", [(32, 64), (32, 32, 96)])
+def test_injectors_start_at_the_identity_and_then_see_the_measurement(widths):
+    """Also where a factor of 8 is shuffled by 4 only, since 96 is no multiple of 64."""
+    prior, (operator, y, _) = denoiser(widths=widths), measured()
+    fresh, seeing = (IDMNetwork(prior, coupling=0.0).double() for _ in range(2))
+    randomised(seeing, 0.02, 1)
     blind = IDMNetwork(prior, coupling=0.0, injectors=False).double()
     torch.testing.assert_close(fresh(operator, y), blind(operator, y))
     x, sigma = 0.4 * torch.ones_like(fresh.begin(operator, y)[1]), torch.tensor(0.3, dtype=torch.float64)
