@@ -15,6 +15,7 @@ import torch
 
 from .. import __version__
 from ..configs import names, read
+from ..kernels import enabled
 
 __all__ = ["examine", "text"]
 
@@ -33,6 +34,7 @@ def examine() -> dict[str, Any]:
         "kernels": {
             "triton": _version("triton") if torch.cuda.is_available() else None,
             "mkl": torch.backends.mkl.is_available(),
+            "switched on": ", ".join(sorted(enabled())) or None,
         },
         "weights": weights,
     }
@@ -44,7 +46,7 @@ def text(facts: dict[str, Any]) -> str:
     lines += [f"system   {facts['system']}, {facts['threads']['cpus']} CPUs, torch uses {facts['threads']['torch']} threads"]
     lines += [f"devices  {', '.join(facts['devices'])}"]
     lines += ["kernels  " + ", ".join(f"{name}: {_yes(value)}" for name, value in facts["kernels"].items())]
-    lines += [f"weights  {w['prior']}: {w['file']} {w['state']}" for w in facts["weights"]] or ["weights  none packaged"]
+    lines += [f"weights  {w['of']}: {w['file']} {w['state']}" for w in facts["weights"]] or ["weights  none packaged"]
     return "\n".join(lines)
 
 
@@ -69,10 +71,10 @@ def _yes(value: object) -> str:
 
 
 def _weights() -> Iterator[dict[str, str]]:
-    """Every file with a hash that a packaged prior names, once."""
+    """Every file with a hash that a packaged prior or sampler names, once."""
     folder, seen = resources.files("invdiff.priors") / "weights", set()
-    for name in names("prior"):
-        for config in _files(read(f"prior/{name}")):
+    for group, name in ((group, name) for group in ("prior", "sampler") for name in names(group)):
+        for config in _files(read(f"{group}/{name}")):
             file = config["file"]
             if file in seen:
                 continue
@@ -83,7 +85,7 @@ def _weights() -> Iterator[dict[str, str]]:
             else:
                 found = hashlib.sha256(path.read_bytes()).hexdigest()
                 state = "ok" if found == config["sha256"] else f"is altered (sha256 {found[:12]}...): install invdiff again"
-            yield {"prior": name, "file": file, "state": state}
+            yield {"of": name, "file": file, "state": state}
 
 
 def _files(config: Any) -> Iterator[dict[str, Any]]:
