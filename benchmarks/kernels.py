@@ -32,8 +32,7 @@ from invdiff.core.storage import LiveStorage
 from invdiff.kernels.beams import Beams, FanBeam, ParallelBeam, Rays, trace
 from invdiff.kernels.projector import gather_pixels, integrate
 from invdiff.kernels.update import sampler_update
-from invdiff.operators import ParallelBeamCT
-from invdiff.operators.ct_beams import FanBeamCT
+from invdiff.operators import FanBeamCT, ParallelBeamCT
 from invdiff.operators.dwt import DWT
 
 Row = dict[str, object]

@@ -7,15 +7,21 @@ is registered with `torch.library`, has a form for tensors without data, and com
 from .dispatch import NAMES, disable, enable, enabled, use_triton, using
 from .gates import geglu, silu_gate
 from .group_norm import group_norm_silu
+from .projector import ConeBeam, FanBeam, ParallelBeam, backproject, project
 from .update import sampler_update
 
 __all__ = [
     "NAMES",
+    "ConeBeam",
+    "FanBeam",
+    "ParallelBeam",
+    "backproject",
     "disable",
     "enable",
     "enabled",
     "geglu",
     "group_norm_silu",
+    "project",
     "sampler_update",
     "silu_gate",
     "use_triton",

@@ -2,6 +2,7 @@
 
 from .cs import BlockCS, DenseCS, PermutedCS
 from .ct import ParallelBeamCT
+from .ct_beams import ConeBeamCT, FanBeamCT
 from .dwt import DWT
 from .fourier import fft2c, ifft2c
 from .masks import box_mask, equispaced_columns, random_columns, random_mask, variable_density
@@ -23,8 +24,10 @@ __all__ = [
     "BlockCS",
     "Blur",
     "CartesianMRI",
+    "ConeBeamCT",
     "DenseCS",
     "Downsample",
+    "FanBeamCT",
     "Identity",
     "Mask",
     "ParallelBeamCT",
