@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "invdiff"
 MODULES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
 
-# core <- {operators, priors, metrics, io, kernels} <- guidance <- samplers <- learning <- tasks <- report, plot, cli
+# core <- kernels <- {operators, priors, metrics, io} <- guidance <- samplers <- learning <- tasks <- report, plot, cli
 LAYERS = (
     {"core"},
-    {"operators", "priors", "metrics", "io", "kernels"},
+    {"kernels"},
+    {"operators", "priors", "metrics", "io"},
     {"guidance"},
     {"samplers"},
     {"learning"},
