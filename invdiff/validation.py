@@ -41,7 +41,22 @@ from .core import Denoiser, Gaussian, Karras, Matrix, Problem, Sampler, Streams,
 from .guidance import MMPS, Guidance, PiGDM
 from .metrics import coverage, sliced_wasserstein, z_cov, z_mean
 from .priors import GaussianMixture, GaussianPrior
-from .samplers import DDNM, DPS, Ancestral, DiffPIR, Euler, Guided, Heun, REDDiff, Steered
+from .samplers import (
+    BDIA,
+    DDNM,
+    DPS,
+    EDICT,
+    OBELM,
+    Ancestral,
+    DFlow,
+    DiffPIR,
+    Euler,
+    Guided,
+    Heun,
+    REDDiff,
+    Reversible,
+    Steered,
+)
 
 __all__ = ["Case", "Contender", "Doubled", "contenders", "distances", "moments", "row", "run", "table"]
 
@@ -226,6 +241,8 @@ KNOWN = {
     "ddnm+": _about(3.293, 0.0, 0.067),
     "diffpir": _about(0.05, 0.478, 0.482),
     "steered": _about(3.423, 0.0, 0.943),
+    "dflow": _about(0.071, 0.0, 0.001),
+    "edict": _about(0.038, 1.312, 1.258),
     "reddiff": _about(1.929, 0.009, 0.139),
 }
 
@@ -234,10 +251,12 @@ def contenders() -> list[Contender]:
     """Every sampler of the package, with its claim."""
     fine, edm = Karras(sigma_max=300.0, sigma_min=0.005), Karras(sigma_max=100.0, sigma_min=0.02)
     mmps, pigdm, far = MMPS(cg_steps=8), PiGDM(), Karras(sigma_max=3000.0, sigma_min=0.02)
-    heun = {"integrator": Heun(), "grid": fine, "steps": 60}
+    heun: dict[str, Any] = {"integrator": Heun(), "grid": fine, "steps": 60}
     rows = [
         Contender("mmps, heun", Guided(guidance=mmps, **heun), "exact", GAUSSIAN),
         Contender("pigdm, heun", Guided(guidance=pigdm, **heun), "exact", ("white",)),
+        Contender("mmps, o-belm", Reversible(mmps, OBELM(), fine, steps=60), "exact", GAUSSIAN),
+        Contender("mmps, bdia", Reversible(mmps, BDIA(), fine, steps=60), "exact", ("white", "coloured")),
         Contender("mmps doubled", Guided(guidance=Doubled(), **heun), "wrong", ("white", "coloured")),
     ]
     # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the
@@ -245,12 +264,20 @@ def contenders() -> list[Contender]:
     near = replace(far, sigma_max=300.0)
     for integrator, grid, steps in ((Heun(), far, 80), (Euler(), far, 800), (Ancestral(), near, 800)):
         name = f"exact denoiser, {type(integrator).__name__.lower()}"
-        sampler = Guided(integrator=integrator, grid=grid, steps=steps)
-        rows.append(Contender(name, sampler, "exact", MIXTURES, exact_prior=True))
+        exact = Guided(integrator=integrator, grid=grid, steps=steps)
+        rows.append(Contender(name, exact, "exact", MIXTURES, exact_prior=True))
+    undone = Reversible(None, OBELM(), far, steps=80)
+    rows.append(Contender("exact denoiser, o-belm", undone, "exact", MIXTURES, exact_prior=True))
+    # of first order: it asks for e of the second iterate at the level that the first one has left
+    coupled = Reversible(mmps, EDICT(), edm, steps=100)
+    rows.append(Contender("mmps, edict, 100 steps", coupled, "biased", ("white",), KNOWN["edict"]))
+    # the ridge regression of a flow of 12 steps: next to the posterior mean
+    flow = DFlow(flow_steps=12, regulariser="gaussian", lr=0.1, memory="full", grid=edm, steps=100)
+    rows.append(Contender("d-flow", flow, "biased", ("white",), KNOWN["dflow"]))
     for steps, known in KNOWN_STEPS.items():
-        sampler = Guided(guidance=mmps, integrator=Ancestral(), grid=edm, steps=steps)
-        rows.append(Contender(f"mmps, ancestral, {steps} steps", sampler, "biased", ("white",), known))
-    biased: dict[str, Sampler] = {
+        known_bias = Guided(guidance=mmps, integrator=Ancestral(), grid=edm, steps=steps)
+        rows.append(Contender(f"mmps, ancestral, {steps} steps", known_bias, "biased", ("white",), known))
+    biased: dict[str, Any] = {
         "pigdm, heun": Guided(guidance=pigdm, **heun),
         "dps": DPS(zeta=1.0, grid=edm, steps=400),
         "ddnm+": DDNM(grid=edm, steps=200),

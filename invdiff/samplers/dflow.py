@@ -12,6 +12,12 @@ For a Gaussian prior the flow is linear, x0 = m + F (sigma_max z - m), so that t
 lam = 1, R = gaussian and the exact flow it is the mean of the posterior. D-Flow takes L-BFGS, the chi regulariser and a start
 that is blended from y; DMPlug takes Adam, no regulariser and three steps of DDIM. Here both start from noise, and Adam runs.
 
+R is that of pure noise, of a sigma_max far above the scale of the data; from there the problem is ill-conditioned. From lower
+levels z holds x0 / sigma_max besides noise, and Adam is faster: 100 steps at a rate of 0.3 through four levels bring a
+photograph of 64 x 64 (a quarter of its projections, 2 % noise, chi) to 28.6 dB from sigma_max = 1 and to 30.0 dB from 0.5; with
+gaussian, which does not fix the length, to 29.4 dB from 1. Adam does not stop at the noise: a rate of 0.6 through three levels
+explains the measurement to a tenth of its noise and ends at 23.2 dB.
+
 References: Ben-Hamu, Puny, Gat, Karrer, Singer, Lipman, D-Flow: differentiating through flows for controlled generation, ICML
 2024, arXiv:2402.14017; Wang, Zhang, Li, Wan, Chen, Sun, DMPlug: a plug-in method for solving inverse
 problems with diffusion models, NeurIPS 2024, arXiv:2405.16749; Kingma, Ba, Adam: a method for stochastic optimization, 2015,
@@ -59,7 +65,7 @@ class DFlow(Sampler):
         regulariser: R, see above.
         lr, beta1, beta2: Adam's.
         memory: policy for the derivative of the flow, see `core.memory`.
-        grid: noise levels between the prior's limits.
+        grid: noise levels between the prior's limits; sigma_max near the scale of the data converges faster, see above.
         steps: evaluations of the objective; z moves after each but the last.
 
     Raises:

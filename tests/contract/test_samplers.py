@@ -27,7 +27,7 @@ from invdiff.core import (
 from invdiff.core.errors import ConfigError
 from invdiff.guidance import MMPS, PiGDM
 from invdiff.priors import GaussianPrior
-from invdiff.samplers import DPS, Ancestral, DiffPIR, Guided, Heun, REDDiff, Steered
+from invdiff.samplers import DPS, Ancestral, DFlow, DiffPIR, Guided, Heun, REDDiff, Reversible, Steered
 
 CONFIGS = {p.stem: p for p in sorted((Path(invdiff.__file__).parent / "configs" / "sampler").glob("*.yaml"))}
 F64 = torch.float64
@@ -112,6 +112,11 @@ def prior():
     return make_prior()
 
 
+def number(info):
+    """What every sampler records of a step: its noise level, or the misfit where it has none."""
+    return info["sigma"] if "sigma" in info else info["misfit"]
+
+
 def facts(samples):
     return samples.info, samples.network_calls, samples.network_vjps, samples.operator_calls
 
@@ -140,7 +145,7 @@ def test_one_seed_one_result(sampler, prior):
     assert not torch.equal(a.x, c.x)
     assert a.x.shape == (3, *SHAPE) and a.x.dtype == F64 and a.kind == sampler.kind
     assert len({tuple(x.flatten().tolist()) for x in a.x}) == 3
-    assert [i["step"] for i in a.info] == list(range(1, STEPS + 1)) and all(i["sigma"] >= 0 for i in a.info)
+    assert [i["step"] for i in a.info] == list(range(1, STEPS + 1)) and all(number(i) >= 0 for i in a.info)
 
 
 def test_draws_do_not_depend_on_chunks(sampler, prior):
@@ -205,6 +210,11 @@ def test_counts_either_run_or_propose_the_gaussian(sampler, prior):
 
 def test_nan_stops_the_run_at_its_step(sampler, prior):
     seen = []
+    if isinstance(sampler, DFlow):
+        # every step passes through all levels
+        with pytest.raises(NumericalError, match=r"not finite after step 1 of 6 in draws \[0, 1\]"):
+            sampler(make_problem(), Breaks(prior, 1.0), n=2, seed=0)
+        return
     sampler(make_problem(), prior, n=2, seed=0, callback=lambda info: seen.append(info["sigma"]))
     # a denoiser that fails below its third level is first called there in step 3 or, by Heun's look ahead, in step 2
     levels = sorted({*seen, 50.0} - {0.0}, reverse=True)
@@ -248,6 +258,11 @@ def test_costs_are_those_of_the_method(prior):
     assert (ancestral.network_calls, ancestral.network_vjps) == (7, 7)
     # residual: forward, adjoint; the solve
     assert ancestral.operator_calls == 3 * 7
+    pairs = Reversible(MMPS(cg_steps=4), steps=7)(problem, prior, n=3, seed=0)
+    assert (pairs.network_calls, pairs.network_vjps) == (7, 4 * 7)
+    # five steps with a derivative and one without, each of four evaluations
+    flow = DFlow(flow_steps=4, memory="full", steps=6)(problem, prior, n=3, seed=0)
+    assert (flow.network_calls, flow.network_vjps) == (4 * 6, 4 * 5)
     assert (DPS(steps=7)(problem, prior, n=3, seed=0).network_vjps, DiffPIR(steps=7)(problem, prior, seed=0).network_vjps) == (
         7,
         0,
@@ -267,6 +282,9 @@ def test_costs_are_those_of_the_method(prior):
         (lambda: Steered(repeats=0), "repeats >= 1"),
         (lambda: REDDiff(weight="cubic"), "weight to be one of linear"),
         (lambda: REDDiff(scaling="mean"), "scaling"),
+        (lambda: DFlow(regulariser="sparse"), "regulariser to be one of gaussian"),
+        (lambda: DFlow(flow_steps=1), "flow_steps >= 2"),
+        (lambda: DFlow(memory="none"), "memory: expected full"),
     ],
 )
 def test_options_out_of_range_are_errors(make, words):
