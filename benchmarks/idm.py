@@ -40,7 +40,7 @@ ZERO_SHOT = {"DDNM": ("ddnm", {}), "DiffPIR": ("diffpir", {}), "RED-Diff": ("red
 def pictures(folder, size, count):
     """(N, 1, size, size): the centre of each picture, in [0, 1]."""
     if folder is None:
-        return torch.stack([item.image for item in Photographs(size=size).items(3, 0, invdiff.prior("natural64"))])
+        return torch.stack([item.truth for item in Photographs(size=size).items(3, 0, invdiff.prior("natural64"))])
     from invdiff.io.images import read_array
 
     images = []

@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 import torch
 
+import invdiff
 from invdiff.core import ConfigError, DataError, Gaussian, Memory, Problem, ShapeError, Streams, drift
 from invdiff.learning.unrolled import EndToEnd
+from invdiff.metrics import psnr
 from invdiff.operators import BlockCS, PermutedCS
 from invdiff.priors import EDMDenoiser, GaussianPrior, UNet
 from invdiff.priors.reversible import Additive, Affine, Momentum, ReversibleChain
@@ -242,3 +244,45 @@ def test_training_sees_another_operator_at_every_step_and_learns():
 def test_measurements_are_functions_of_shape_and_seed(measurement, shape):
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(measurement(shape, seed=3)(x), measurement(shape, seed=3)(x))
+
+
+@pytest.mark.parametrize("block", [32, 33])
+@pytest.mark.parametrize("ratio", [0.01, 0.04, 0.1, 0.25, 0.3, 0.4, 0.5])
+def test_the_published_ratios_and_blocks(ratio, block):
+    operator = block_cs((1, 2 * block, block), ratio=ratio, block=block)
+    assert abs(operator.out_shape[-1] - ratio * block**2) <= 0.5
+    x = torch.rand(1, 1, 2 * block, block, generator=torch.Generator().manual_seed(0))
+    again = operator.adjoint(operator(x))
+    torch.testing.assert_close(operator.adjoint(operator(again)), again, rtol=1e-4, atol=1e-4)  # orthonormal rows: L = 1
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """80 x 80 pixels that no network was trained on."""
+    return next(iter(invdiff.tasks.Photographs(size=80).items(1, 0, invdiff.prior("natural64")))).truth[None]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("make", [block_cs, permuted_cs])
+def test_the_shipped_network_for_compressed_sensing(make, ratio, photograph):
+    """It is far above A^T y, and its measurement fits the data."""
+    operator = make((1, 80, 80), ratio=ratio, seed=-1)
+    problem = Problem.simulate(operator, Gaussian(0.005), photograph[0], seed=0)
+    estimate = invdiff.sampler("idm")(problem, invdiff.prior("natural64"), seed=0).x
+    error, rough = (psnr(x, photograph, 1.0).item() for x in (estimate, operator.adjoint(problem.y)))
+    assert error > rough + 10.0
+    assert (operator(estimate) - problem.y).square().mean().sqrt() < 0.02
+
+
+def test_a_run_of_the_shipped_network_resumes_bit_for_bit(photograph, tmp_path):
+    problem = Problem.simulate(block_cs((1, 80, 80)), Gaussian(0.005), photograph[0], seed=0)
+    sampler, prior = invdiff.sampler("idm"), invdiff.prior("natural64")
+
+    def interrupt(info):
+        if info["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampler(problem, prior, seed=0, resume=tmp_path / "run.pt", callback=interrupt)
+    resumed = sampler(problem, prior, seed=0, resume=tmp_path / "run.pt")
+    assert torch.equal(resumed.x, sampler(problem, prior, seed=0).x)
