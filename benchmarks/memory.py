@@ -10,19 +10,24 @@ makes counted until it is freed, apart from weights, their gradients and the inp
 fairer baseline of whoever does not invert, and is given beside it. A saving depends on the number of steps and on the baseline:
 read no ratio without both. Cost is (convolutions forward + 2 backward) / (3 x those of plain).
 
+With the kernels `group_norm` and `gate`, which compute again in their backward pass what torch's operations keep, everything is
+measured once more, at the first number of steps, and compared with plain and with nested checkpoints that have the kernels too.
+With `--long` those that invert are measured at further numbers of steps, to see what grows with them.
+
 Before that, on a tiny image and in earnest, the gradients of all variants are compared in float64 with those of plain autograd.
 
-    python benchmarks/memory.py [--size small] [--steps 3 10] [--only NAME ...] [--threads 1] [--json FILE]
+    python benchmarks/memory.py [--size small] [--steps 3 10] [--long 30 100] [--only NAME ...] [--threads 1] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -33,10 +38,12 @@ from torch.utils.checkpoint import checkpoint
 
 from invdiff.core.reversible import Move, reversible, run_moves
 from invdiff.core.storage import Measured, measure
+from invdiff.kernels import using
 
 SIZES = {"small": Size(), "large": Size((320, 640), batch=8, image=256, half=True)}
 TINY = Size(batch=1, image=32, steps=2)
 TOLERANCE = 1e-9
+KERNELS = ("group_norm", "gate")
 
 
 def plainly(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -104,6 +111,7 @@ VARIANTS = {
     "checkpoint steps, invert blocks": Evaluation(again, inverted, paired_again),
     "invert steps, blocks": Evaluation(again, inverted, inverted),
 }
+INVERTED = ("checkpoint steps, invert blocks", "invert steps, blocks")
 
 
 def of_variant(name: str, size: Size) -> Measured:
@@ -143,50 +151,52 @@ def check(names: Sequence[str]) -> None:
                 parameter.fill_(0.3)
     y = net.sensing(x)
     for baseline in (PLAIN, "plain, one stream"):
-        kind = [n for n in names if n.endswith("one stream") == baseline.endswith("one stream") and n != baseline]
-        wanted = gradient(net, y, x, VARIANTS[baseline])
-        for name in kind:
-            error = float((gradient(net, y, x, VARIANTS[name]) - wanted).norm() / wanted.norm())
-            print(f"gradient of {name:<34}{error:10.1e} from {baseline}", flush=True)
+        kind = [n for n in names if n.endswith("one stream") == baseline.endswith("one stream")]
+        with using():
+            wanted = gradient(net, y, x, VARIANTS[baseline])
+        for name, kernels in ((n, k) for n in kind for k in ((), KERNELS) if k or n != baseline):
+            with using(*kernels):
+                error = float((gradient(net, y, x, VARIANTS[name]) - wanted).norm() / wanted.norm())
+            shown = f"{name}{', kernels' if kernels else ''}"
+            print(f"gradient of {shown:<42}{error:10.1e} from {baseline}", flush=True)
             if not error <= TOLERANCE:
-                sys.exit(f"{name}: the gradient differs from plain autograd's by {error:.1e}, more than {TOLERANCE}")
+                sys.exit(f"{shown}: the gradient differs from plain autograd's by {error:.1e}, more than {TOLERANCE}")
 
 
-def rows_of(size: Size, names: Sequence[str]) -> list[dict]:
-    """The variants at one size and number of steps, printed as they come."""
-    print(f"\n{size}\n{'':<34}{'held':>10}{'peak MiB':>12}{'of plain':>10}{'of nested':>10}{'conv':>7}{'back':>6}{'cost':>6}")
+def rows_of(size: Size, names: Sequence[str], kernels: Sequence[str] = ()) -> Iterator[dict]:
+    """The variants at one size and number of steps, printed as they come; ratios are None where their baseline is not named."""
+    print(f"\n{size} {' '.join(kernels)}")
+    print(f"{'':<34}{'held':>10}{'peak MiB':>12}{'of plain':>10}{'of nested':>10}{'conv':>7}{'back':>6}{'cost':>6}")
     found: dict[str, Measured] = {}
-    rows = []
-    for name in dict.fromkeys([PLAIN, NESTED, *names]):
-        m = found[name] = of_variant(name, size)
-        plain, nested = found[PLAIN], found.get(NESTED)
+    for name in names:
+        with using(*kernels):
+            m = found[name] = of_variant(name, size)
+        plain, nested = found.get(PLAIN), found.get(NESTED)
         ours = [m.calls[c] for c in ("convolution", "convolution_backward")]
         row = {
             "variant": name,
             "T": size.steps,
+            "kernels": list(kernels),
             "held": m.held,
             "peak": m.peak,
-            "ratio": m.peak / plain.peak,
+            "ratio": m.peak / plain.peak if plain else None,
             "ratio_nested": m.peak / nested.peak if nested else None,
             "conv_forward": ours[0],
             "conv_backward": ours[1],
-            "cost": (ours[0] + 2 * ours[1]) / (3 * plain.calls["convolution"]),
+            "cost": (ours[0] + 2 * ours[1]) / (3 * plain.calls["convolution"]) if plain else None,
             "seconds_to_trace": m.seconds,
         }
-        rows.append(row)
-        against = f"{row['ratio_nested']:10.3f}" if nested else " " * 10
-        print(
-            f"{name:<34}{m.held / 2**20:10.1f}{m.peak / 2**20:12.1f}{row['ratio']:10.3f}{against}{ours[0]:7d}{ours[1]:6d}"
-            f"{row['cost']:6.2f}",
-            flush=True,
-        )
-    return rows
+        ratios = "".join(f"{row[k]:10.3f}" if row[k] is not None else " " * 10 for k in ("ratio", "ratio_nested"))
+        cost = f"{row['cost']:6.2f}" if plain else ""
+        print(f"{name:<34}{m.held / 2**20:10.1f}{m.peak / 2**20:12.1f}{ratios}{ours[0]:7d}{ours[1]:6d}{cost}", flush=True)
+        yield row
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 10])
+    parser.add_argument("--long", type=int, nargs="+", default=[], help="further numbers of steps, for what inverts")
     parser.add_argument("--batch", type=int, help="another batch than the size's")
     parser.add_argument("--float32", action="store_true", help="large without bfloat16")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="beside the baselines")
@@ -198,16 +208,23 @@ def main() -> int:
     check(arguments.only)
     size = SIZES[arguments.size]
     size = dataclasses.replace(size, batch=arguments.batch or size.batch, half=size.half and not arguments.float32)
-    rows = [row for steps in arguments.steps for row in rows_of(dataclasses.replace(size, steps=steps), arguments.only)]
-    if arguments.json:
-        facts = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "size": dataclasses.asdict(size),
-            "unit": "bytes",
-            "without": "weights, their gradients, inputs, workspaces of operators",
-        }
-        arguments.json.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1), encoding="utf-8")
+    names = list(dict.fromkeys([PLAIN, NESTED, *arguments.only]))
+    runs = [(steps, names, ()) for steps in arguments.steps]
+    runs.append((arguments.steps[0], names, KERNELS))
+    runs += [(steps, [n for n in names if n in INVERTED], ()) for steps in arguments.long]
+    facts = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "invdiff": importlib.metadata.version("invdiff"),
+        "size": {k: v for k, v in dataclasses.asdict(size).items() if k != "steps"},
+        "unit": "bytes",
+        "without": "weights, their gradients, inputs, workspaces of operators",
+    }
+    rows = []
+    for steps, wanted, kernels in runs:
+        rows += rows_of(dataclasses.replace(size, steps=steps), wanted, kernels)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -12,7 +12,8 @@ measurement says of it, with weights of its own for each step:
     h + unshuffle(W' [z, A^T A z, A^T y]),    z = W shuffle(h).
 
 Its parts of one shape are chains of 3, 4 or 11 modules, and the steps are one more chain; each is a list of reversible moves
-(p, h) <- (h, v p + (1 - v) f(h)), or of their f alone, h <- f(h). How it is evaluated is asked of an `Evaluation`.
+(p, h) <- (h, v p + (1 - v) f(h)), or of their f alone, h <- f(h). How it is evaluated is asked of an `Evaluation`; the norms
+and the gated layer are the kernels of that name where they are switched on (`invdiff.kernels.using`), else torch's.
 
 References: Chen, Zhang, Li, Zhang, Invertible diffusion models for compressed sensing, 2024, arXiv:2403.17006.
 Rombach et al., High-resolution image synthesis with latent diffusion models, 2022, arXiv:2112.10752 (the U-Net).
@@ -29,8 +30,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from invdiff.core.reversible import Move
+from invdiff.kernels import enabled, geglu, group_norm_silu
+from invdiff.priors.layers import norm_silu
 
 BLOCK = 1024  # pixels that are measured together
+
+
+def _normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """The normalisation without an activation."""
+    if "group_norm" in enabled():
+        return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, activation=False, eps=norm.eps)
+    return norm(x)
+
+
+def _gate(x: Tensor) -> Tensor:
+    """a gelu(b) of x = [a, b]."""
+    if "gate" in enabled():
+        return geglu(x)
+    a, b = x.chunk(2, dim=-1)
+    return a * F.gelu(b)
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, *skip: Tensor) -> Tensor:
         x = torch.cat([x, *skip], dim=1) if skip else x
-        h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+        h = self.conv2(norm_silu(self.norm2, self.conv1(norm_silu(self.norm1, x))))
         return (x if self.shortcut is None else self.shortcut(x)) + h
 
 
@@ -106,12 +124,11 @@ class Transformer(nn.Module):
         self.gated, self.last = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        t = self.into(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
+        t = self.into(_normed(self.norm, x)).flatten(2).transpose(1, 2).contiguous()
         n = self.norm1(t)
         q, k, v = (layer(n).unflatten(-1, (8, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         t = t + self.merge(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        a, b = self.gated(self.norm2(t)).chunk(2, dim=-1)
-        t = t + self.last(a * F.gelu(b))
+        t = t + self.last(_gate(self.gated(self.norm2(t))))
         return x + self.out(t.transpose(1, 2).unflatten(2, x.shape[2:]).contiguous())
 
 
@@ -188,7 +205,7 @@ class UNet(nn.Module):
         for meet, links, end in ((self.meet, self.third, self._enlarge), (self.narrow, self.fourth, None)):
             h = chain(links, run.part(meet, h, skips.pop()), skips.pop(), skips.pop())
             h = h if end is None else run.part(end, h)
-        return self.exit(F.silu(self.norm(h)))
+        return self.exit(norm_silu(self.norm, h))
 
     def _enlarge(self, h: Tensor) -> Tensor:
         return self.up(F.interpolate(h, scale_factor=2, mode="nearest"))

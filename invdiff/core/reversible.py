@@ -199,31 +199,32 @@ class _Chain(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise CapabilityError("reversible: has no second derivative: use memory full or checkpoint")
         x, n, probe_p, probe_x, *tensors = ctx.saved_tensors
+        # the last state is given up as the one before it is known, unless the graph is kept
+        ctx.maybe_clear_saved_tensors()
         needed: Sequence[bool] = ctx.needs_input_grad[4:]
         sums: dict[int, Tensor] = {}
 
         def add(place: int | None, gradient: Tensor | None) -> None:
             if place is not None and needed[place] and gradient is not None:
-                have = sums.get(place)
-                sums[place] = gradient if have is None else have.add_(gradient)
+                # not in place: two inputs of f may have been given one tensor
+                sums[place] = sums[place] + gradient if place in sums else _alone(gradient)
 
         for link, random in zip(reversed(ctx.links), reversed(ctx.random), strict=True):
             move = link.on(tensors)
-            f, pull = _linearised(move, link, x, needed, ctx.autocast, random)
+            f, by_c, pull = _linearised(move, link, x, g_n, needed, ctx.autocast, random)
+            # before the derivative of f, which needs neither n nor the value of f
+            p = move.undo(x, n, f)
+            del n, f
+            add(link.numbers[0], _inner(p, g_n, move.a))
+            add(link.numbers[1], _inner(x, g_n, move.b))
+            add(link.numbers[2], by_c)
             if pull is not None:
-                # before anything else is made: this is where the graph of f is alive
-                first, others = pull(move.c * g_n)
+                first, others = pull()
                 g_x = g_x + first
                 for place, gradient in others:
                     add(place, gradient)
                 del first, others
             del pull
-            p = move.undo(x, n, f)
-            add(link.numbers[0], _inner(p, g_n, move.a))
-            add(link.numbers[1], _inner(x, g_n, move.b))
-            if f is not None:
-                add(link.numbers[2], _inner(f, g_n, move.c))
-            del f
             g_p = move.a * g_n
             if not _is_zero(move.b):
                 g_x = g_x + move.b * g_n
@@ -233,27 +234,36 @@ class _Chain(torch.autograd.Function):
 
 
 def _linearised(
-    move: Move, link: _Link, x: Tensor, needed: Sequence[bool], autocast: dict[str, Any], random: Any
-) -> tuple[Tensor | None, Callable[[Tensor], tuple[Tensor, list[tuple[int, Tensor | None]]]] | None]:
-    """f(x), detached, and cotangent -> (J_x^T cotangent, [(a tensor's place, its gradient)])."""
+    move: Move, link: _Link, x: Tensor, g_n: Tensor, needed: Sequence[bool], autocast: dict[str, Any], random: Any
+) -> tuple[Tensor | None, Tensor | None, Callable[[], tuple[Tensor, list[tuple[int, Tensor | None]]]] | None]:
+    """f(x), detached, <f(x), g_n>, and what gives (c J_x^T g_n, [(a tensor's place, its gradient)]) from the graph of f."""
     if move.body is None:
-        return None, None
+        return None, None, None
     with torch.enable_grad(), torch.autocast(**autocast), _replayed(random):
         leaf = x.detach().requires_grad_()
         inputs = [t.detach().requires_grad_(needed[k]) for t, k in zip(move.inputs, link.inputs, strict=True)]
         out = move.evaluate(leaf, *inputs)
     assert out is not None
+    with torch.enable_grad():
+        # differentiated in the place of f: its graph holds g_n, and the value of f is free
+        inner = (out * g_n).sum()
     wanted = [(k, t) for k, t in zip(link.inputs, inputs, strict=True) if t.requires_grad]
     wanted += [(k, t) for k, t in zip(link.own, move.depends_on(), strict=True) if needed[k]]
 
-    def pull(cotangent: Tensor) -> tuple[Tensor, list[tuple[int, Tensor | None]]]:
-        if not out.requires_grad:
+    def pull() -> tuple[Tensor, list[tuple[int, Tensor | None]]]:
+        if not inner.requires_grad:
             return torch.zeros_like(x), []
-        first, *others = torch.autograd.grad(out, [leaf, *(t for _, t in wanted)], cotangent, allow_unused=True)
+        c = torch.ones_like(inner) * move.c
+        first, *others = torch.autograd.grad(inner, [leaf, *(t for _, t in wanted)], c, allow_unused=True)
         zero = torch.zeros_like(x) if first is None else first
         return zero, [(k, gradient) for (k, _), gradient in zip(wanted, others, strict=True)]
 
-    return out.detach(), pull
+    return out.detach(), inner.detach(), pull
+
+
+def _alone(gradient: Tensor) -> Tensor:
+    """The gradient on a storage of its own: that of one of several joined tensors is a view that keeps the others'."""
+    return gradient.clone() if gradient.untyped_storage().nbytes() > gradient.numel() * gradient.element_size() else gradient
 
 
 def _inner(a: Tensor, b: Tensor, coefficient: Number) -> Tensor | None:
