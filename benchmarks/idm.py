@@ -3,9 +3,9 @@
     python benchmarks/idm.py quality --pictures FOLDER      # the shipped network; without FOLDER the pictures of PyWavelets
     python benchmarks/idm.py twins --train FOLDER --pictures FOLDER --steps 400
 
-quality: PSNR and SSIM of the central 128 x 128 pixels of each picture, and seconds, at 10 and 25 %, blocks of 33 and permuted
-pixels, 1 % noise: A^T y, DDNM (100 steps), DiffPIR (100), RED-Diff (200), DPS (--dps steps) with natural64, and IDM; they take
-turns on every picture, in one process.
+quality: PSNR and SSIM of the central 128 x 128 pixels of each picture, and seconds, at 10, 25 and 50 %, blocks of 33 and
+permuted pixels, 1 % noise: A^T y, total variation, with natural64 DDNM (100 steps), DiffPIR (100), RED-Diff, DPS (--dps steps) and
+one draw of MMPS (mmps_fast), and IDM; they take turns on every picture, in one process.
 
 twins: three trainings of --steps steps from natural64 on the same crops in the same order: IDM, the same without coupling
 (v = 0, plain autograd), and the prior's own denoising loss at equal network evaluations (three times the steps), whose network
@@ -27,6 +27,7 @@ from invdiff.core import Gaussian, Problem, Streams
 from invdiff.learning import Training, fit
 from invdiff.learning.unrolled import EndToEnd
 from invdiff.metrics import psnr, ssim
+from invdiff.samplers import TotalVariation
 from invdiff.samplers.idm_network import IDMNetwork
 from invdiff.tasks.data import Photographs
 from invdiff.tasks.measurements import block_cs, permuted_cs
@@ -34,7 +35,7 @@ from invdiff.tasks.pictures import Pictures
 
 ROOT = Path(__file__).parents[1]
 KINDS = {"blocks of 33": block_cs, "permuted": permuted_cs}
-ZERO_SHOT = {"DDNM": ("ddnm", {}), "DiffPIR": ("diffpir", {}), "RED-Diff": ("reddiff", {}), "DPS": ("dps", {})}
+ZERO_SHOT = {"DDNM": ("ddnm", {}), "DiffPIR": ("diffpir", {}), "RED-Diff": ("reddiff", {}), "MMPS": ("mmps_fast", {})}
 
 
 def pictures(folder, size, count):
@@ -67,9 +68,9 @@ def quality(options):
     samplers["DPS"] = invdiff.sampler("dps", steps=options.dps)
     samplers["IDM"] = idm
     rows = []
-    for ratio in (0.1, 0.25):
+    for ratio in (0.1, 0.25, 0.5):
         for kind, make in KINDS.items():
-            found = {name: [] for name in ("A^T y", *samplers)}
+            found = {name: [] for name in ("A^T y", "total variation", *samplers)}
             for k, truth in enumerate(images):
                 operator = make(tuple(truth.shape), ratio=ratio, seed=-1 - k)
                 clean = operator(truth[None])
@@ -77,6 +78,9 @@ def quality(options):
                 y = clean + sigma * Streams(7, (k,)).normal(0, operator.out_shape, "measurement")
                 problem = Problem(operator, Gaussian(sigma), y)
                 found["A^T y"].append((*scores(operator.adjoint(y), truth[None]), 0.0))
+                start = time.perf_counter()
+                smooth, _ = TotalVariation()(problem)
+                found["total variation"].append((*scores(smooth, truth[None]), time.perf_counter() - start))
                 for name, sampler in samplers.items():
                     draws = sampler(problem, prior, n=1, seed=k)
                     found[name].append((*scores(draws.x, truth[None]), draws.seconds))
@@ -147,7 +151,8 @@ def main():
     results = json.loads(path.read_text()) if path.exists() else {}
     versions = {"invdiff": invdiff.__version__, "torch": torch.__version__}
     asked = {k: v for k, v in vars(options).items() if k in ("size", "ratio", "steps", "dps", "bf16")}
-    results[options.what] = {"rows": rows, "options": asked, "versions": versions, "machine": platform.machine()}
+    made = {"versions": versions, "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
+    results[options.what] = {"rows": rows, "options": asked} | made
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 

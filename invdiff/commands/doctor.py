@@ -73,19 +73,18 @@ def _yes(value: object) -> str:
 def _weights() -> Iterator[dict[str, str]]:
     """Every file with a hash that a packaged prior or sampler names, once."""
     folder, seen = resources.files("invdiff.priors") / "weights", set()
-    for group, name in ((group, name) for group in ("prior", "sampler") for name in names(group)):
-        for config in _files(read(f"{group}/{name}")):
+    for path in [f"{group}/{name}" for group in ("prior", "sampler") for name in names(group)]:
+        for config in _files(read(path)):
             file = config["file"]
             if file in seen:
                 continue
             seen.add(file)
-            path = folder / file
-            if not path.is_file():
+            if not (folder / file).is_file():
                 state = "is missing: install invdiff again"
             else:
-                found = hashlib.sha256(path.read_bytes()).hexdigest()
+                found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
                 state = "ok" if found == config["sha256"] else f"is altered (sha256 {found[:12]}...): install invdiff again"
-            yield {"of": name, "file": file, "state": state}
+            yield {"of": path.split("/")[1], "file": file, "state": state}
 
 
 def _files(config: Any) -> Iterator[dict[str, Any]]:
