@@ -4,8 +4,8 @@
     python benchmarks/idm.py twins --train FOLDER --pictures FOLDER --steps 400
 
 quality: PSNR and SSIM of the central 128 x 128 pixels of each picture, and seconds, at 10, 25 and 50 %, blocks of 33 and
-permuted pixels, 1 % noise: A^T y, total variation, with natural64 DDNM (100 steps), DiffPIR (100), RED-Diff, DPS (--dps steps) and
-one draw of MMPS (mmps_fast), and IDM; they take turns on every picture, in one process.
+permuted pixels, 1 % noise: A^T y, total variation, with natural64 DDNM (100 steps), DiffPIR (100), RED-Diff, DPS (--dps steps)
+and one draw of MMPS (mmps_fast), and IDM; they take turns on every picture, in one process.
 
 twins: three trainings of --steps steps from natural64 on the same crops in the same order: IDM, the same without coupling
 (v = 0, plain autograd), and the prior's own denoising loss at equal network evaluations (three times the steps), whose network
