@@ -33,7 +33,9 @@ How to read it
   the guidance and not the integrator.
 - **Ancestral steps** lose variance in proportion to the step: compare 50, 100, 200, 400 steps. Heun's rule is of second
   order.
-- **DPS, DDNM, DiffPIR, Steered Diffusion, RED-Diff** return points: their spread is not that of the posterior
+- **O-BELM and BDIA**, whose chains can be undone, match Heun's rule at half of its evaluations. **EDICT** is of first
+  order, and too wide.
+- **DPS, DDNM, DiffPIR, Steered Diffusion, RED-Diff, D-Flow** return points: their spread is not that of the posterior
   (`observed`, `null`: variance over the true one in the row space of A and in its complement), and the package refuses
   to give intervals for them. The loss of the ancestral steps, DiffPIR, DDNM and Steered follow exactly from their
   equations, DPS is checked step by step against the paper's variance-preserving form and RED-Diff against its expected
