@@ -4,8 +4,9 @@
     python benchmarks/idm.py twins --train FOLDER --pictures FOLDER --steps 400
 
 quality: PSNR and SSIM of the central 128 x 128 pixels of each picture, and seconds, at 10, 25 and 50 %, blocks of 33 and
-permuted pixels, 1 % noise: A^T y, total variation, with natural64 DDNM (100 steps), DiffPIR (100), RED-Diff, DPS (--dps steps)
-and one draw of MMPS (mmps_fast), and IDM; they take turns on every picture, in one process.
+permuted pixels, 1 % noise: A^T y, total variation, with natural64 DDNM (100 steps), DiffPIR (100, with zeta = 1, best for
+operators with a null space), RED-Diff (reddiff_nvlabs, 1,000 steps: its other presets stay near A^T y), DPS (--dps steps) and
+one draw of MMPS (mmps_fast), and IDM; they take turns on every picture, in one process.
 
 twins: three trainings of --steps steps from natural64 on the same crops in the same order: IDM, the same without coupling
 (v = 0, plain autograd), and the prior's own denoising loss at equal network evaluations (three times the steps), whose network
@@ -35,7 +36,12 @@ from invdiff.tasks.pictures import Pictures
 
 ROOT = Path(__file__).parents[1]
 KINDS = {"blocks of 33": block_cs, "permuted": permuted_cs}
-ZERO_SHOT = {"DDNM": ("ddnm", {}), "DiffPIR": ("diffpir", {}), "RED-Diff": ("reddiff", {}), "MMPS": ("mmps_fast", {})}
+ZERO_SHOT = {
+    "DDNM": ("ddnm", {}),
+    "DiffPIR": ("diffpir", {"zeta": 1.0}),
+    "RED-Diff": ("reddiff_nvlabs", {}),
+    "MMPS": ("mmps_fast", {}),
+}
 
 
 def pictures(folder, size, count):
