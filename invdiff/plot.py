@@ -96,7 +96,8 @@ def _images(items: Sequence[Item], units: str) -> Figure:
             bar = figure.colorbar(
                 shown, cax=figure.add_axes((x / width, bottom / height, 0.11 / width, PANEL * aspect / height))
             )
-            bar.set_label("std, error" + (f" [{units}]" if units else "") if kind == "spread" else units or "value")
+            what = "std, error" if item.estimates[-1].has_spread else "error"
+            bar.set_label(what + (f" [{units}]" if units else "") if kind == "spread" else units or "value")
             bar.outline.set_visible(False)
             top = bottom
     return figure

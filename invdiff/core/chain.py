@@ -32,8 +32,8 @@ def require_differentiable(sampler: Sampler) -> None:
     """Raise a CapabilityError where a sampler's steps cut the graph."""
     if not sampler.differentiable:
         raise CapabilityError(
-            f"{sampler.name}: its steps hold derivatives of their own and pass no gradient on: Guided and Reversible without "
-            "guidance, DDNM and DiffPIR can be differentiated"
+            f"{sampler.name}: its steps pass no gradient on: Guided and Reversible without guidance, DDNM, DiffPIR and IDM "
+            "can be differentiated"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .denoiser import Denoiser
 
-__all__ = ["Counted", "Counter", "counting", "operator_call"]
+__all__ = ["Counted", "Counter", "counting", "network_call", "operator_call"]
 
 
 @dataclass
@@ -33,7 +33,7 @@ _current: ContextVar[Counter | None] = ContextVar("invdiff_counter", default=Non
 
 @contextmanager
 def counting(counter: Counter) -> Iterator[Counter]:
-    """Count operator calls of this context into `counter`."""
+    """Count operator calls, and those of a sampler's own network, of this context into `counter`."""
     token = _current.set(counter)
     try:
         yield counter
@@ -55,6 +55,13 @@ def operator_call(items: int) -> Iterator[None]:
         yield
     finally:
         counter.depth -= 1
+
+
+def network_call(items: int) -> None:
+    """Count an evaluation, on `items` items, of a network that is not the prior, such as a sampler's own."""
+    counter = _current.get()
+    if counter is not None:
+        counter.network += items
 
 
 class Counted(Denoiser):

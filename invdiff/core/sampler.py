@@ -80,6 +80,11 @@ class Sampler:
         """What results call it."""
         return type(self).__name__
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of its results has to know; reports print it."""
+        return ()
+
     def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
         """The denoiser that `init` and `step` receive."""
         return prior

@@ -118,11 +118,11 @@ def interpreting() -> bool:
     )
 
 
-def _known(names: Iterable[str]) -> frozenset[str]:
+def _known(names: Iterable[str], who: str = "kernels: expected names") -> frozenset[str]:
     """The names as a set, if all are kernels."""
     unknown = [name for name in names if name not in NAMES]
     if unknown:
-        raise ConfigError(f"kernels: expected names out of {', '.join(NAMES)}, got {', '.join(map(repr, unknown))}")
+        raise ConfigError(f"{who} out of {', '.join(NAMES)}, got {', '.join(map(repr, unknown))}")
     return frozenset(names)
 
 
@@ -131,4 +131,4 @@ def _from_environment() -> frozenset[str]:
     said = os.environ.get("INVDIFF_KERNELS", "").strip()
     if said in ("", "all", "none"):
         return {"": _DEFAULT, "all": frozenset(NAMES), "none": frozenset[str]()}[said]
-    return _known([name.strip() for name in said.split(",")])
+    return _known([name.strip() for name in said.split(",")], "INVDIFF_KERNELS: expected all, none, or names")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core import ConfigError, DataError
 from ..io import hdf5_bytes
+from ..kernels.dispatch import enabled
 from .model import COST, LEVEL, METRICS, Estimate, Item
 from .render import page, text_table
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Report", "environment"]
+
+# a misfit (chi^2 per measured value) that approximations and small noise don't explain
+ASTRAY = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,12 @@ class Report:
             notes.append("No truth is known: only the misfit to the measurement can be judged.")
         if any(e.samples is not None and e.samples.kind == "point" for e in last):
             notes.append(f"{last[0].method} gives a point estimate: no interval, no coverage.")
+        astray = [e.misfit for e in last if e.misfit is not None and not e.misfit <= ASTRAY]
+        if astray:
+            notes.append(
+                f"The misfit of {last[0].method} is {max(astray):.4g}, where a right estimate has 1: it does not explain the "
+                "measurement. Trust neither the image nor its intervals."
+            )
         few = [len(e.samples) for e in last if e.has_spread and len(e.samples) < 19]
         if few:
             notes.append(f"The intervals come from {min(few)} draws: they extrapolate, and 19 draws or more would not.")
@@ -229,6 +239,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "kernels": sorted(enabled()),
         "versions": versions,
     }
 

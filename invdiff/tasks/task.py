@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core import ConfigError, DataError, Denoiser, Noise, Operator, Problem, Sampler
 from ..core.files import require_writable
+from ..kernels.dispatch import enabled
 from ..report import Report
 from .data import Data, Item
 from .evaluate import Case, evaluate, volumes
@@ -127,6 +128,8 @@ class Task:
         Raises:
             InvdiffError: what does not fit together, before anything is drawn.
         """
+        # a misspelt INVDIFF_KERNELS is an error now, not where a kernel is first asked for
+        enabled()
         n, dtype = self.draws if n is None else n, _dtype(dtype)
         if items < 1:
             raise ConfigError(f"{self.name}: expected items >= 1, got {items}")
@@ -150,7 +153,7 @@ class Task:
             config=config if config is not None else self._config(prior, sampler, n, items, seed),
             units=self.units,
             device=torch.device(device).type,
-            notes=self.notes,
+            notes=[*self.notes, *sampler.caveats],
             facts={"data": {r.row.name: r.facts for r in results}},
             figures={caption: figure for r in results for caption, figure in r.figures.items()},
             extra=volumes([case.item for case in cases], rows),

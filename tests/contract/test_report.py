@@ -7,6 +7,7 @@ import math
 import re
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -18,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Ellipse
 from PIL import Image
 
+from invdiff import kernels
 from invdiff.core import ConfigError, DataError, Samples, ShapeError, Streams
 from invdiff.metrics import coverage, nrmse, psnr, ssim
 from invdiff.plot import calibration_figure, gaussian_figure, reconstruction_figure
@@ -80,7 +82,8 @@ def test_report_holds_every_file_and_nothing_else(tmp_path):
     out = report(extra={"volume.txt": lambda path: path.write_text("x")}).write(tmp_path / "a" / "out")
     assert {p.name for p in out.iterdir()} == FILES | {"volume.txt"}
     assert yaml.safe_load((out / "config.yaml").read_text()) == {"sampler": {"steps": 5, "rate": 0.1}}
-    assert load(out / "environment.json")["versions"]["torch"]
+    facts = load(out / "environment.json")
+    assert facts["versions"]["torch"] and facts["kernels"] == sorted(kernels.enabled())
     with Image.open(out / "figure.png") as image:
         assert image.size[0] > 1000
 
@@ -135,6 +138,21 @@ def test_what_does_not_exist_is_null_and_a_dash(no_figures, tmp_path):
     assert any("point estimate" in note for note in facts["notes"])
     with h5py.File(tmp_path / "b" / "samples.h5") as file:
         assert set(file["item/MMPS"]) == {"draws", "mean"}
+
+
+@pytest.mark.parametrize(("misfit", "told"), [(1.02, None), (9.9, None), (22394.4, "2.239e+04"), (math.nan, "nan")])
+def test_an_estimate_that_does_not_explain_the_measurement_is_called_so(misfit, told):
+    """Draws of a run that diverged are spread so widely that their intervals hold the truth."""
+    (*baselines, last) = item().estimates
+    notes = report(Item(name="a", estimates=[*baselines, replace(last, misfit=misfit)])).all_notes()
+    found = [note for note in notes if "does not explain" in note]
+    assert len(found) == (told is not None) and all(f"The misfit of MMPS is {told}," in note for note in found)
+
+
+@pytest.mark.parametrize(("kind", "label"), [("posterior", "std, error [HU]"), ("point", "error [HU]")])
+def test_the_bar_of_the_errors_names_what_is_shown(kind, label):
+    labels = [ax.get_ylabel() for ax in reconstruction_figure([item(kind=kind)], units="HU").axes]
+    assert [text for text in labels if "error" in text] == [label]
 
 
 def test_values_that_are_not_finite_become_null(no_figures, tmp_path):

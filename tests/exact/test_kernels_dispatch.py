@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import invdiff
 from invdiff import kernels
 from invdiff.core.errors import ConfigError
 from invdiff.kernels.dispatch import own_backward, use_triton
@@ -40,10 +41,17 @@ def test_environment_switches_kernels(monkeypatch, said, names):
     monkeypatch.setattr(kernels.dispatch, "_on", None)
     monkeypatch.setenv("INVDIFF_KERNELS", said)
     if names is None:
-        with pytest.raises(ConfigError, match="got 'gates'"):
+        with pytest.raises(ConfigError, match=r"INVDIFF_KERNELS: expected all, none, or names .* got 'gates'"):
             kernels.enabled()
     else:
         assert kernels.enabled() == set(names)
+
+
+def test_a_wrong_environment_ends_a_run_that_needs_no_kernel_before_it_starts(monkeypatch):
+    monkeypatch.setattr(kernels.dispatch, "_on", None)
+    monkeypatch.setenv("INVDIFF_KERNELS", "gates")
+    with pytest.raises(ConfigError, match="INVDIFF_KERNELS"):
+        invdiff.task("toy_gaussian").run(seed=0, n=1)
 
 
 def test_interpreter_is_asked_for(monkeypatch):
