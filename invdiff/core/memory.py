@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from .errors import ConfigError
 from .reversible import Move, Pair, reversible, run_moves
 
 __all__ = ["Blocks", "Memory", "Step", "Tensors", "recomputed", "run_block", "run_chain", "run_steps"]
@@ -59,13 +60,20 @@ class Memory:
     Args:
         blocks: what is done about the blocks of a network inside a step: "keep" their activations, "recompute" them, or
             "invert" those of a reversible network and recompute the others.
+
+    Raises:
+        ConfigError: blocks are none of these.
     """
 
     blocks: Blocks = field(default="keep", kw_only=True)
 
+    def __post_init__(self) -> None:
+        if self.blocks not in ("keep", "recompute", "invert"):
+            raise ConfigError(f"{type(self).__name__}: expected blocks to be keep, recompute or invert, got {self.blocks!r}")
+
     def chain(self, steps: Sequence[Step], state: Tensors) -> Tensors:
         """The state after all steps, each a function of the state's tensors; gradients flow to whatever the steps use."""
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() and steps):
             return run_steps([self._within(s) for s in steps], state)
         return self._chain([self._within(s) for s in steps], state)
 
@@ -79,7 +87,7 @@ class Memory:
             _mode.blocks = before
 
     def _chain(self, steps: Sequence[Step], state: Tensors) -> Tensors:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define _chain(steps, state)")
 
     def _within(self, step: Step) -> Step:
         """The step with the policy in force, in the backward pass too, which may run in another thread."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import comb
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import CapabilityError, ConfigError
 from .memory import Blocks, Memory, Step, Tensors, recomputed, run_steps
 from .reversible import Move, Pair, drift, reversible
+from .storage import is_fake, step_bytes
 
 __all__ = ["Auto", "Checkpoint", "DriftWarning", "Full", "Invertible", "Offload", "Revolve", "parse"]
 
@@ -42,6 +45,7 @@ class Checkpoint(Memory):
     over: Literal["step", "block", "both"] = "step"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.over not in ("step", "block", "both"):
             raise ConfigError(f"Checkpoint: expected over to be step, block or both, got {self.over!r}")
         if self.over != "step" and self.blocks == "keep":
@@ -67,8 +71,9 @@ class Revolve(Memory):
     states: int = 4
 
     def __post_init__(self) -> None:
-        if self.states < 1:
-            raise ConfigError(f"Revolve: expected states >= 1, got {self.states}")
+        super().__post_init__()
+        if not isinstance(self.states, int) or self.states < 1:
+            raise ConfigError(f"Revolve: expected an integer states >= 1, got {self.states!r}")
 
     def _chain(self, steps: Sequence[Step], state: Tensors) -> Tensors:
         return _revolve(steps, state, self.states)
@@ -86,18 +91,26 @@ class Revolve(Memory):
 class Invertible(Memory):
     """Reconstruct every state from the last; for chains of `Move`s. Reversible blocks are undone, the others recomputed.
 
-    The first chain of a kind is run forth and back in its own precision; where fewer digits come back than asked for, it is
-    recomputed step by step instead, and a DriftWarning says so.
+    The first chain of a network, of coefficients and of a shape is run forth and back in its own precision; where fewer digits
+    come back than asked for, it is recomputed step by step instead, and a DriftWarning says so.
 
     Args:
-        digits: decimal digits of the first state that the inverse must return.
+        digits: decimal digits of the first state that the inverse must return, > 0.
+
+    Raises:
+        CapabilityError: on a chain that can't be undone.
     """
 
     blocks: Blocks = field(default="invert", kw_only=True)
     digits: float = 4.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.digits > 0.0:
+            raise ConfigError(f"Invertible: expected digits > 0, got {self.digits}")
+
     def _chain(self, steps: Sequence[Step], state: Tensors) -> Tensors:
-        moves = [s for s in steps if isinstance(s, Move)]
+        moves = [s for s in steps if isinstance(s, Move) and not (isinstance(s.a, (int, float)) and s.a == 0)]
         if len(moves) != len(steps) or len(state) != 2:
             raise CapabilityError(
                 "memory invertible: the steps of this chain can't be undone: use an invertible sampler (OBELM, BDIA, EDICT) or "
@@ -129,6 +142,7 @@ class Offload(Memory):
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise ConfigError(f"Offload: expected a floating-point dtype, got {self.dtype}")
         try:
@@ -169,6 +183,11 @@ class Auto(Memory):
 
     budget: int = 2**30
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.budget > 0:
+            raise ConfigError(f"Auto: expected budget > 0 bytes, got {self.budget}")
+
     def _chain(self, steps: Sequence[Step], state: Tensors) -> Tensors:
         return self.choose(steps, state).chain(steps, state)
 
@@ -178,10 +197,8 @@ class Auto(Memory):
         Raises:
             CapabilityError: the derivative of one step alone needs more than the budget.
         """
-        from .storage import step_bytes
-
         kept = sum(t.untyped_storage().nbytes() for t in state)
-        n, step = len(steps), steps[0]
+        n, step = len(steps), _apart(steps[0])
         plain = step_bytes(step, state)
         options: list[tuple[Memory, int]] = [(Full(), (n - 1) * plain.held + plain.peak), (Checkpoint(), n * kept + plain.peak)]
         blockwise = Checkpoint(over="both")
@@ -200,6 +217,18 @@ class Auto(Memory):
             f"memory auto: one step with its derivative needs {small.peak / 2**20:.1f} MiB even with its blocks recomputed, "
             f"the budget is {self.budget / 2**20:.1f} MiB"
         )
+
+
+def _apart(step: Step) -> Step:
+    """A move with tensors of its own: the derivative of one step would free the graph that they come from."""
+
+    def alone(t: Tensor) -> Tensor:
+        return t.detach().requires_grad_(t.requires_grad)
+
+    if not isinstance(step, Move):
+        return step
+    a, b, c = (alone(v) if isinstance(v, Tensor) else v for v in (step.a, step.b, step.c))
+    return replace(step, a=a, b=b, c=c, inputs=tuple(map(alone, step.inputs)))
 
 
 def _repetitions(steps: int, states: int) -> int:
@@ -227,18 +256,33 @@ def _revolve(steps: Sequence[Step], state: Tensors, states: int) -> Tensors:
     return _revolve(steps[first:], recomputed(begin, state), max(states - 1, 1))
 
 
-_drifts: dict[tuple[object, ...], float] = {}
+# by what was measured, and on which network: its error, and the network's first tensor while it lives
+_drifts: dict[tuple[object, ...], tuple[float, weakref.ref[Tensor] | None]] = {}
 
 
 def _drift(moves: Sequence[Move], pair: Pair) -> float:
-    """`drift`, measured once for chains of the same numbers, to a digit, on tensors of the same kind."""
+    """`drift`, measured once for chains of a network with the same numbers, to a digit, on tensors of the same kind."""
+    if is_fake(pair[0]):
+        return 0.0
     numbers = tuple(f"{float(torch.as_tensor(v).detach()):.0e}" for m in moves for v in (m.a, m.b, m.c))
-    key = (numbers, pair[0].shape, pair[0].dtype, pair[0].device.type)
-    if key not in _drifts:
+    owner = next((t for m in moves for t in _tensors_of(m)), None)
+    key = (numbers, pair[0].shape, pair[0].dtype, pair[0].device.type, id(owner))
+    lost, reference = _drifts.get(key, (math.nan, None))
+    # an address may be another tensor's by now
+    if math.isnan(lost) or (owner is not None and (reference is None or reference() is not owner)):
+        lost = drift(moves, pair)
         if len(_drifts) > 256:
             _drifts.clear()
-        _drifts[key] = drift(moves, pair)
-    return _drifts[key]
+        _drifts[key] = lost, None if owner is None else weakref.ref(owner)
+    return lost
+
+
+def _tensors_of(move: Move) -> Iterator[Tensor]:
+    """Parameters and buffers of what a move evaluates."""
+    yield from move.parameters or ()
+    if isinstance(move.body, nn.Module):
+        yield from move.body.parameters()
+        yield from move.body.buffers()
 
 
 def _bytes(text: str) -> int:

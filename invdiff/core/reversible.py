@@ -53,7 +53,7 @@ class Move:
         a, b, c: numbers, or tensors () that receive a gradient.
         body: f, a function of x and of `inputs`; None where c = 0.
         inputs: further tensors that f depends on and that receive a gradient: skips, conditions. What is not named here, and is
-            no parameter, is a constant.
+            no parameter, must not require a gradient.
         parameters: of f; those of the body if it is a module and None is given.
     """
 
@@ -111,9 +111,9 @@ def reversible(moves: Sequence[Move], pair: Pair, *, digits: float = 3.0) -> Pai
         digits: relative agreement, in decimal digits, of the first pair with what the backward pass reconstructs of it.
 
     Raises:
-        ConfigError: a is zero, or the pair is not of one shape and dtype.
+        ConfigError: a is zero, a, b or c is a tensor of another shape than (), or the pair is not of one shape and dtype.
         NumericalError: in the backward pass, that fewer digits were left.
-        CapabilityError: in the backward pass, that its own derivative is asked for.
+        CapabilityError: in the backward pass, that its own derivative is asked for, or that of a tensor which no move names.
     """
     p, x = pair
     if p.shape != x.shape or p.dtype != x.dtype or not p.is_floating_point():
@@ -121,8 +121,12 @@ def reversible(moves: Sequence[Move], pair: Pair, *, digits: float = 3.0) -> Pai
             f"reversible: expected a pair of real tensors of one shape and dtype, got {tuple(p.shape)} {p.dtype} and "
             f"{tuple(x.shape)} {x.dtype}"
         )
-    if any(isinstance(m.a, (int, float)) and m.a == 0 for m in moves):
-        raise ConfigError("reversible: a move with a = 0 has no inverse")
+    for move in moves:
+        if _is_zero(move.a):
+            raise ConfigError("reversible: a move with a = 0 has no inverse")
+        shapes = [tuple(v.shape) for v in (move.a, move.b, move.c) if isinstance(v, Tensor)]
+        if any(shapes):
+            raise ConfigError(f"reversible: expected a, b and c to be numbers or tensors (), got shapes {shapes}")
     if not (torch.is_grad_enabled() and moves):
         return run_moves(moves, pair)
     # each tensor once, whichever moves share it: its gradient is summed in one place
@@ -140,16 +144,25 @@ def reversible(moves: Sequence[Move], pair: Pair, *, digits: float = 3.0) -> Pai
 
 @torch.no_grad()
 def drift(moves: Sequence[Move], pair: Pair) -> float:
-    """The largest relative error, over both tensors and all items, after all moves and back."""
-    p, x = run_moves(moves, pair)
-    for move in reversed(moves):
-        p, x = move.undo(p, x, move.evaluate(p, *move.inputs)), p
+    """The largest relative error, over both tensors and all items, after all moves and back.
+
+    What is random is the same on the way back, and torch's random state is left as it was.
+    """
+    (p, x), states = pair, []
+    with _replayed(_random_state(p)), torch.autocast(**_autocast(p)):
+        for move in moves:
+            states.append(_random_state(p) if move.body is not None else None)
+            p, x = move(p, x)
+        for move, random in zip(reversed(moves), reversed(states), strict=True):
+            with _replayed(random):
+                f = move.evaluate(p, *move.inputs)
+            p, x = move.undo(p, x, f), p
     return max(_distance(found, wanted) for found, wanted in zip((p, x), pair, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class _Link:
-    """A move without its tensors but the parameters, and their places in a list.
+    """A move without its tensors but the parameters that wanted a gradient, and their places in a list.
 
     Tensors may be kept for the backward pass as saved tensors only: what else holds them keeps them alive through a checkpoint
     around the chain, and within one the saved ones are others, recomputed.
@@ -164,11 +177,12 @@ class _Link:
     def of(move: Move, places: dict[int, int]) -> _Link:
         numbers = (move.a, move.b, move.c)
         bare = [1.0 if isinstance(v, Tensor) else v for v in numbers]
+        own = move.depends_on()
         return _Link(
-            replace(move, a=bare[0], b=bare[1], c=bare[2], inputs=()),
+            replace(move, a=bare[0], b=bare[1], c=bare[2], inputs=(), parameters=own),
             tuple(places[id(v)] if isinstance(v, Tensor) else None for v in numbers),
             tuple(places[id(t)] for t in move.inputs),
-            tuple(places[id(t)] for t in move.depends_on()),
+            tuple(places[id(t)] for t in own),
         )
 
     def on(self, tensors: Sequence[Tensor]) -> Move:
@@ -186,9 +200,10 @@ class _Chain(torch.autograd.Function):
         ctx.links, ctx.digits, ctx.autocast, ctx.random = links, digits, _autocast(p), []
         probe = [_probe(t) for t in (p, x)]
         moves = [link.on(tensors) for link in links]
-        for move in moves:
-            ctx.random.append(_random_state(p) if move.body is not None else None)
-            p, x = move(p, x)
+        with torch.autocast(**ctx.autocast):
+            for move in moves:
+                ctx.random.append(_random_state(p) if move.body is not None else None)
+                p, x = move(p, x)
         # an output that is an input has to be another tensor
         p, x = p.clone() if len(moves) == 1 else p, x
         ctx.save_for_backward(p, x, *probe, *tensors)
@@ -248,7 +263,9 @@ def _linearised(
         # differentiated in the place of f: its graph holds g_n, and the value of f is free
         inner = (out * g_n).sum()
     wanted = [(k, t) for k, t in zip(link.inputs, inputs, strict=True) if t.requires_grad]
-    wanted += [(k, t) for k, t in zip(link.own, move.depends_on(), strict=True) if needed[k]]
+    # those frozen since then get none
+    wanted += [(k, t) for k, t in zip(link.own, move.parameters or (), strict=True) if needed[k] and t.requires_grad]
+    _require_named(inner, [leaf, *(t for _, t in wanted)])
 
     def pull() -> tuple[Tensor, list[tuple[int, Tensor | None]]]:
         if not inner.requires_grad:
@@ -259,6 +276,23 @@ def _linearised(
         return zero, [(k, gradient) for (k, _), gradient in zip(wanted, others, strict=True)]
 
     return out.detach(), inner.detach(), pull
+
+
+def _require_named(value: Tensor, named: Sequence[Tensor]) -> None:
+    """Whether the graph of a value ends in these tensors only: the gradient of another one would be lost."""
+    known, seen, nodes = {id(t) for t in named}, set(), [value.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        if type(node).__name__ == "AccumulateGrad" and id(node.variable) not in known:  # type: ignore[attr-defined]
+            found = node.variable  # type: ignore[attr-defined]
+            raise CapabilityError(
+                f"reversible: the body of a move depends on a tensor of shape {tuple(found.shape)} that requires a gradient, "
+                "and has it neither in inputs nor in parameters: name it there, detach it, or use memory checkpoint"
+            )
 
 
 def _alone(gradient: Tensor) -> Tensor:
@@ -275,18 +309,25 @@ def _is_zero(value: Number) -> bool:
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:
-    error = (found - wanted).flatten(1).double().norm(dim=1) / wanted.flatten(1).double().norm(dim=1).clamp_min(1e-30)
+    if not wanted.numel():
+        return 0.0
+    error = _items(found - wanted).double().norm(dim=1) / _items(wanted).double().norm(dim=1).clamp_min(1e-30)
     return float(error.max()) if bool(torch.isfinite(error).all()) else float("inf")
+
+
+def _items(t: Tensor) -> Tensor:
+    """One row for each item."""
+    return t.flatten(1) if t.ndim > 1 else t.reshape(-1, 1)
 
 
 def _probe(t: Tensor) -> Tensor:
     """Some elements of each item."""
-    flat = t.flatten(1)
+    flat = _items(t)
     return flat[:, :: max(1, flat.shape[1] // _PROBE)].clone()
 
 
 def _require_return(pairs: Sequence[tuple[Tensor, Tensor]], digits: float) -> None:
-    if any(isinstance(t, FakeTensor) for t, _ in pairs):
+    if any(isinstance(t, FakeTensor) or not t.numel() for t, _ in pairs):
         return
     scale = max(float(probe.abs().max()) for _, probe in pairs) or 1.0
     worst = max(float((_probe(t) - probe).abs().max()) for t, probe in pairs) / scale
@@ -299,11 +340,12 @@ def _require_return(pairs: Sequence[tuple[Tensor, Tensor]], digits: float) -> No
 
 def _autocast(t: Tensor) -> dict[str, Any]:
     kind = t.device.type
+    # without its cache of cast weights: older releases of PyTorch use those cast without a graph again where one is wanted
     return {
         "device_type": kind,
         "dtype": torch.get_autocast_dtype(kind),
         "enabled": torch.is_autocast_enabled(kind),
-        "cache_enabled": torch.is_autocast_cache_enabled(),
+        "cache_enabled": False,
     }
 
 

@@ -179,7 +179,7 @@ class LiveStorage(TorchDispatchMode):
             self.peak = max(self.peak, self.live)
 
 
-def measure(make: Callable[[], Callable[[], Result]], *, fake: bool = True) -> Measured:
+def measure(make: Callable[[], Callable[[], Result]], *, fake: bool = True, within: bool = False) -> Measured:
     """Memory and operators of one step, forward and, where its result requires a gradient, backward.
 
     Args:
@@ -187,6 +187,8 @@ def measure(make: Callable[[], Callable[[], Result]], *, fake: bool = True) -> M
             arguments that returns a tensor, as a loss, or several; their cotangents are ones. What `make` builds does not
             count.
         fake: on tensors without data, see above; otherwise in earnest, for the same numbers.
+        within: the backward pass ends at the leaves used inside, and leaves the graph alone that a captured tensor comes from;
+            not with re-entrant checkpoints.
 
     The gradients that the leaves had are put back.
     """
@@ -201,8 +203,9 @@ def measure(make: Callable[[], Callable[[], Result]], *, fake: bool = True) -> M
             for leaf, _ in before:
                 leaf.grad = None
             roots = [t for t in _strided(result) if t.requires_grad]
-            if roots:
-                torch.autograd.backward(roots, [torch.ones_like(t) for t in roots])
+            if roots and (before or not within):
+                ends = [leaf for leaf, _ in before] if within else None
+                torch.autograd.backward(roots, [torch.ones_like(t) for t in roots], inputs=ends)
             seconds = time.perf_counter() - start
         gradients = [leaf.grad for leaf in meter.leaves() if leaf.grad is not None]
         size = meter.live - meter.held(gradients)
@@ -217,19 +220,21 @@ def step_bytes(step: Callable[..., Result], state: Sequence[Tensor]) -> Measured
 
     It is computed in earnest only where its operators need values; torch's random state is then left as it was.
     """
+    # among fake tensors none may have a grad_fn: torch asks for its .grad, which is a warning
+    apart = [t.detach() for t in state]
 
     def make() -> Callable[[], Result]:
-        leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in state]
+        leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in apart]
         return lambda: step(*leaves)
 
     with torch.enable_grad():
         if any(is_fake(t) for t in state):
-            return measure(make, fake=False)
+            return measure(make, fake=False, within=True)
         try:
-            return measure(make)
+            return measure(make, within=True)
         except (DataDependentOutputException, DynamicOutputShapeException):
             with torch.random.fork_rng(sorted({t.device.index for t in state if t.is_cuda})):
-                return measure(make, fake=False)
+                return measure(make, fake=False, within=True)
 
 
 def is_fake(tensor: Tensor) -> bool:

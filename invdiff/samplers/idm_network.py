@@ -29,7 +29,7 @@ References: Chen, Zhang, Li, Zhang, Invertible diffusion models for compressed s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,8 @@ class IDMNetwork(nn.Module):
         for t in range(self.steps):
             following = sigma[t + 1] if t + 1 < self.steps else torch.zeros_like(sigma[0])
             v = 0.0 if self.v is None else self.v[t]
-            step = _Step(self, operator, y, seen, t)
-            moves.append(Move(v, 0.0, 1.0 - v, step, (sigma[t], following, self.tau[t]), body))
+            step = _Step(self, operator, seen, t)
+            moves.append(Move(v, 0.0, 1.0 - v, step, (sigma[t], following, self.tau[t], y, seen.back), body))
         return moves
 
     def denoise(self, x: Tensor, sigma: Tensor, seen: _Seen, step: int) -> Tensor:
@@ -161,15 +161,15 @@ class IDMNetwork(nn.Module):
             unet = self.denoiser.net
             x, code = unet.prepare(x, noise, None)
 
-            def call(block: nn.Module, h: Tensor, code: Tensor) -> Tensor:
-                return block(h, step, seen) if isinstance(block, _Injectors) else block(h, code)
+            def call(block: nn.Module, h: Tensor, code: Tensor, back: Tensor) -> Tensor:
+                return block(h, step, seen.normal, back) if isinstance(block, _Injectors) else block(h, code)
 
             def stage(half: nn.ModuleList, level: int, h: Tensor) -> Tensor:
                 blocks = half[level]
                 if isinstance(blocks, ReversibleChain):
-                    return blocks(h, code, call=call)
+                    return blocks(h, code, seen.back, call=call)
                 for block in blocks:
-                    h = call(block, h, code) if isinstance(block, _Injectors) else run_block(block, h, code)
+                    h = call(block, h, code, seen.back) if isinstance(block, _Injectors) else run_block(block, h, code)
                 return h
 
             return unet.traverse(x, stage)
@@ -219,12 +219,21 @@ def load_idm(path: str | Path, *, sha256: str | None = None) -> IDMNetwork:
 
 
 class _Seen:
-    """What injectors know of the measurement, in the network's units: A^T A / L^2 and A^T (y - A mu) / (L^2 sigma_data)."""
+    """What injectors know of the measurement, in the network's units: A^T A / L^2 and A^T (y - A mu) / (L^2 sigma_data).
+
+    `back` has the gradient of y, so that it is an input wherever a chain is undone.
+    """
 
     def __init__(self, operator: LinearOperator, back: Tensor, norm: float, mean: float, sigma_data: float) -> None:
         self.operator, self.square = operator, norm**2
         constant = torch.full((1, *operator.in_shape), mean, dtype=back.dtype, device=back.device)
         self.back = (back - operator.normal(constant) / self.square) / sigma_data
+
+    def after(self, back: Tensor) -> _Seen:
+        """The same with this tensor as `back`."""
+        other = copy.copy(self)
+        other.back = back
+        return other
 
     def normal(self, image: Tensor) -> Tensor:
         return self.operator.normal(image) / self.square
@@ -233,16 +242,16 @@ class _Seen:
 class _Step(nn.Module):
     """F_t(x); the network is no submodule, so that the weights are listed once."""
 
-    def __init__(self, network: IDMNetwork, operator: LinearOperator, y: Tensor, seen: _Seen, step: int) -> None:
+    def __init__(self, network: IDMNetwork, operator: LinearOperator, seen: _Seen, step: int) -> None:
         super().__init__()
         self.of = (network, operator)
-        self.y, self.seen, self.step = y, seen, step
+        self.seen, self.step = seen, step
 
-    def forward(self, x: Tensor, sigma: Tensor, following: Tensor, tau: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, following: Tensor, tau: Tensor, y: Tensor, back: Tensor) -> Tensor:
         network, operator = self.of
-        x0 = network.denoise(x, sigma, self.seen, self.step)
+        x0 = network.denoise(x, sigma, self.seen.after(back), self.step)
         eps = (x - x0) / sigma
-        return network.data_step(operator, self.y, x0, tau) + following * eps
+        return network.data_step(operator, y, x0, tau) + following * eps
 
 
 class _Injectors(nn.Module):
@@ -260,10 +269,10 @@ class _Injectors(nn.Module):
             for layer in self.to_image:
                 layer.get_parameter("weight").fill_(1.0 / inner)
 
-    def forward(self, h: Tensor, step: int, seen: _Seen) -> Tensor:
-        image = self.to_image[step](F.pixel_shuffle(h, self.factor)).to(seen.back.dtype)
+    def forward(self, h: Tensor, step: int, normal: Callable[[Tensor], Tensor], back: Tensor) -> Tensor:
+        image = self.to_image[step](F.pixel_shuffle(h, self.factor)).to(back.dtype)
         image = F.interpolate(image, scale_factor=self.rest) if self.rest > 1 else image
-        known = torch.cat([image, seen.normal(image), seen.back.expand_as(image)], dim=1).to(h.dtype)
+        known = torch.cat([image, normal(image), back.expand_as(image)], dim=1).to(h.dtype)
         known = F.avg_pool2d(known, self.rest) if self.rest > 1 else known
         return h + F.pixel_unshuffle(self.to_features[step](known), self.factor)
 
