@@ -343,7 +343,7 @@ def test_the_draws_are_those_of_a_run():
 @pytest.mark.parametrize("sampler", [DPS(steps=3), REDDiff(steps=3), Guided(MMPS(), steps=3), Reversible(MMPS(), steps=3)])
 def test_what_has_no_derivative_says_what_has(sampler):
     prior, problem, _ = tunable(frozen=True)
-    with pytest.raises(CapabilityError, match="without guidance, DDNM and DiffPIR"):
+    with pytest.raises(CapabilityError, match="without guidance, DDNM, DiffPIR and IDM"):
         sampler.differentiate(problem, prior, seed=0)
 
 

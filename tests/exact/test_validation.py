@@ -31,7 +31,9 @@ def test_every_sampler_of_the_package_has_a_row():
         guidance = getattr(sampler, "guidance", None)
         return type(sampler).__name__ if guidance is None else type(guidance).__name__
 
-    assert {kind(make("sampler", name)) for name in names("sampler")} <= {kind(c.sampler) for c in contenders()}
+    # IDM is trained for photographs or heads: no known posterior is its own
+    here = {kind(make("sampler", name)) for name in names("sampler")} - {"IDM"}
+    assert here <= {kind(c.sampler) for c in contenders()}
 
 
 def test_the_table_has_a_line_for_each_row():
