@@ -1,0 +1,1 @@
+"""Forward operators of fields that obey partial differential equations."""
