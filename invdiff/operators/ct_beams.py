@@ -31,7 +31,7 @@ from ..kernels.beams import Beams, ConeBeam, FanBeam, Layout, Rays, trace
 from ..kernels.dispatch import use_triton
 from ..kernels.projector import crossings, gather_pixels, integrate, margins
 from .constants import Constants
-from .ct_joseph import to_torch
+from .sparse import to_torch
 
 __all__ = ["ConeBeamCT", "FanBeamCT"]
 

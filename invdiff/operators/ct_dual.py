@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ct_joseph import joseph_csr, to_torch
+from .ct_joseph import joseph_csr
+from .sparse import to_torch
 
 __all__ = ["dual_inverse", "dual_spectrum", "largest_block"]
 

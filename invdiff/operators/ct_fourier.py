@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ct_joseph import csr_pair
+from .sparse import csr_pair
 
 __all__ = ["Slices", "backproject", "fourier_constants", "project"]
 
