@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -69,6 +69,12 @@ class _Composition(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
+
+    def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        # by the chain rule, so that an operator with a way of its own to its derivative keeps it
+        middle, through_inner = self.inner.vjp(x)
+        y, through_outer = self.outer.vjp(middle)
+        return y, lambda v: through_inner(through_outer(v))
 
 
 class _LinearComposition(LinearOperator):

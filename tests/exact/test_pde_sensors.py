@@ -66,3 +66,20 @@ def test_seeds_and_what_is_refused():
         PointSensors((1, 8, 8), [[0.5]])
     with pytest.raises(ConfigError, match="count >= 1"):
         random_sensors((1, 8), 0)
+
+
+def test_a_composition_with_a_solver_keeps_the_memory_policy_of_the_solver():
+    """The pullback through sensors holds the states of the chain, not the activations of its steps, and is the same."""
+    from invdiff.core.storage import LiveStorage
+    from invdiff.operators.pde.spectral import Burgers
+
+    u = torch.sin(2 * math.pi * points(64, "periodic"))[None, None]
+    held, gradients = [], []
+    for memory in ("full", "checkpoint(step)"):
+        operator = random_sensors((1, 64), 9, boundary="periodic") @ Burgers(64, 0.02, time=0.2, steps=32, memory=memory)
+        with LiveStorage() as meter:
+            y, back = operator.vjp(u)
+            held.append(meter.live)
+            gradients.append(back(torch.ones_like(y)))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+    assert held[1] < 0.2 * held[0]
