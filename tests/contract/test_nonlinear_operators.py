@@ -11,6 +11,9 @@ import yaml
 import invdiff
 from invdiff.core import LinearOperator, ShapeError, Streams, build, dot, norm
 
+# torch.func.jvp loads decompositions that torch itself still compiles by the deprecated torch.jit.script
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 FOLDER = Path(invdiff.__file__).parent / "configs" / "operator"
 F64 = torch.float64
 
