@@ -1,9 +1,9 @@
 """Forward operators of fields that obey partial differential equations, and sensors in them.
 
-    linear, exact in a fast transform    poisson: Poisson, Helmholtz, Heat
-    elliptic with a coefficient          darcy: Darcy
-    periodic, in time                    spectral: Burgers, KdV, KuramotoSivashinsky;  vorticity: NavierStokes2D
-    observation                          sensors: PointSensors, random_sensors
+linear, exact in a fast transform    poisson: Poisson, Helmholtz, Heat
+elliptic with a coefficient          darcy: Darcy
+periodic, in time                    spectral: Burgers, KdV, KuramotoSivashinsky;  vorticity: NavierStokes2D
+observation                          sensors: PointSensors, random_sensors
 """
 
 from .darcy import Darcy
