@@ -1,5 +1,6 @@
 """Forward operators, one physics per file."""
 
+from . import pde
 from .cs import BlockCS, DenseCS, PermutedCS
 from .ct import ParallelBeamCT
 from .ct_beams import ConeBeamCT, FanBeamCT
@@ -43,6 +44,7 @@ __all__ = [
     "gaussian_blur",
     "gaussian_kernel",
     "ifft2c",
+    "pde",
     "random_columns",
     "random_inpainting",
     "random_mask",
