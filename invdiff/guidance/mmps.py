@@ -96,7 +96,7 @@ class _Guided(Denoiser):
             r, total = self.y - self.operator(denoised), denoised
             before: list[tuple[Tensor, Tensor, Tensor]] = []
             for _ in range(self.options.cg_steps):
-                p = self.precondition(r, sigma)
+                p = self.precondition(_scaled(r), sigma)
                 s = expand(sigma.square(), x) * transposed(self.operator.adjoint(p))
                 q = self.operator(s) + self.variance * p
                 size = dot(q, q)
@@ -118,3 +118,11 @@ class _Guided(Denoiser):
             return r
         rho = self.variance.mean() * (1.0 / sigma.square() + 1.0 / self.options.data_std**2)
         return r - self.operator(self.operator.solve(self.operator.adjoint(r), rho))
+
+
+def _scaled(r: Tensor) -> Tensor:
+    """r of each item times the power of two that brings it near one, so that no square underflows; no digit changes."""
+    if not r.numel():
+        return r
+    largest = r.abs().flatten(1).amax(1)
+    return r * expand(torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent), r)

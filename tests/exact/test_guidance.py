@@ -179,3 +179,14 @@ def test_the_preconditioner_changes_the_speed_and_not_the_limit():
     error = {o: float((o(prior, problem)(x, sigma) - exact).norm()) for o in (MMPS(3, 1.0), MMPS(5), MMPS(12, 1.0))}
     assert error[MMPS(3, 1.0)] < 0.3 * error[MMPS(5)]
     assert error[MMPS(12, 1.0)] < 1e-8
+
+
+def test_the_unit_of_the_measurement_changes_no_digit():
+    """In units that make it small, squares of a converged residual underflow in single precision; powers of two are exact."""
+    matrix, found = randn(4, 8, seed=3).float(), []
+    prior = coloured((8,)).float()
+    y = (randn(1, 4, seed=9)).float()
+    for unit in (1.0, 2.0**-24):
+        problem = Problem(Matrix(unit * matrix, (8,)), Gaussian(0.01 * unit), unit * y)
+        found.append(MMPS(cg_steps=12)(prior, problem)(randn(3, 8, seed=8).float(), torch.full((3,), 0.3)))
+    assert bool(found[1].isfinite().all()) and torch.equal(*found)
