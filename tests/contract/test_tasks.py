@@ -12,7 +12,7 @@ from invdiff.configs import names
 from invdiff.core import DataError, Denoiser, Gaussian, InvdiffError, ShapeError, Streams, ViewAsComplex, build
 from invdiff.guidance import MMPS
 from invdiff.operators.restoration import Identity
-from invdiff.priors import StationaryGaussian
+from invdiff.priors import GaussianField, Matern, StationaryGaussian
 from invdiff.samplers import Guided
 from invdiff.tasks import Crop, Item, Photographs, Relative, Task
 from invdiff.tasks.closed_form import exact_posterior
@@ -29,6 +29,8 @@ def tiny(name: str, **options) -> tuple[Task, Denoiser]:
     task = build(override(config, config["_test_"] | options, name))
     if name == "toy_gaussian":
         return task, gaussian_signal()
+    if name == "poisson_source":
+        return task, GaussianField((1, 8, 8), Matern(2.5), length=0.2, spacing=1 / 9, boundary="dirichlet")
     operator = task.operator(next(task.data.items(1, 0, None)))
     shape = operator.in_shape if not operator.in_complex else ViewAsComplex(operator.in_shape).in_shape
     return task, StationaryGaussian(shape, mean=0.4, std=0.3)
