@@ -65,12 +65,14 @@ class Sampler:
     Attributes:
         kind: "posterior", or "point" for methods that return a point estimate.
         needs: what the operator must offer, see `capabilities`.
+        deterministic: whether all draws are the same; one is computed then, and repeated.
         differentiable: whether its steps pass gradients on.
         state_class: the State that `init` returns.
     """
 
     kind: ClassVar[str] = "posterior"
     needs: ClassVar[frozenset[str]] = frozenset()
+    deterministic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
     state_class: ClassVar[type[State]] = State
     steps: int = 100
@@ -133,6 +135,7 @@ class Sampler:
             NumericalError: a value that is not finite, with the step at which it appeared.
         """
         self._check(problem, prior, n, batch)
+        copies, n = (n, 1) if self.deterministic else (1, n)
         chunks = [range(i, min(i + (batch or n), n)) for i in range(0, n, batch or n)]
         run = Progress.load(resume, fingerprint(self, problem, prior, n, batch, seed))
         start, meter = time.perf_counter() - run.seconds, _PeakMemory(problem.y.device)
@@ -164,7 +167,7 @@ class Sampler:
                 run.state = None
         run.remove()
         return Samples(
-            x=torch.cat(run.finished),
+            x=torch.cat(run.finished).repeat(copies, *[1] * len(problem.shape)),
             kind=self.kind,
             sampler=self.name,
             info=run.info,

@@ -11,17 +11,15 @@ References: Chen, Zhang, Li, Zhang, Invertible diffusion models for compressed s
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Memory, Problem, Sampler, Samples, State, Streams, norm
+from ..core import ConfigError, Denoiser, Memory, Problem, Sampler, State, Streams, norm
 from ..core.counting import network_call
-from ..core.sampler import Callback
 from .idm_network import IDMNetwork, load_idm
 
 __all__ = ["IDM", "PairState", "shipped_idm"]
@@ -50,6 +48,7 @@ class IDM(Sampler):
     kind: ClassVar[str] = "point"
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
     state_class: ClassVar[type[State]] = PairState
+    deterministic: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
     network: IDMNetwork
     steps: int = 3
@@ -69,24 +68,6 @@ class IDM(Sampler):
             f"IDM was trained for {', '.join(names)}, noise {noise:g}: with another measurement its error is unknown, however "
             "well it fits the data.",
         )
-
-    def __call__(
-        self,
-        problem: Problem,
-        prior: Denoiser,
-        n: int = 1,
-        *,
-        seed: int,
-        batch: int | None = None,
-        progress: bool = False,
-        callback: Callback | None = None,
-        resume: str | Path | None = None,
-        memory: str | Memory = "full",
-    ) -> Samples:
-        """As of every sampler; the one estimate is computed once, and repeated."""
-        self._check(problem, prior, n, batch)
-        one = super().__call__(problem, prior, seed=seed, progress=progress, callback=callback, resume=resume, memory=memory)
-        return replace(one, x=one.x.repeat(n, *[1] * (one.x.ndim - 1)))
 
     @torch.no_grad()
     def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
