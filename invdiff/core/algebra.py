@@ -76,6 +76,11 @@ class _Composition(Operator):
         y, through_outer = self.outer.vjp(middle)
         return y, lambda v: through_inner(through_outer(v))
 
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        middle, push_inner, pull_inner = self.inner.linearize(x)
+        y, push_outer, pull_outer = self.outer.linearize(middle)
+        return y, lambda t: push_outer(push_inner(t)), lambda v: pull_inner(pull_outer(v))
+
 
 class _LinearComposition(LinearOperator):
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:

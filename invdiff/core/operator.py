@@ -149,6 +149,14 @@ class Operator(nn.Module):
         y, dy, *_ = torch.func.jvp(self, (x,), (tangent,))
         return y, dy
 
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """The value at x, the derivative t -> J(x) t, and its adjoint v -> J(x)^H v, for any number of products.
+
+        Override it where what one product computes, a factorisation say, serves the next.
+        """
+        y, pull = self.vjp(x)
+        return y, lambda t: self.jvp(x, t)[1], pull
+
     def count_measured(self) -> int:
         """Number of real values that are measured: a complex one counts two."""
         ones = torch.ones(self.out_shape) if self.measured is None else self.measured.expand(self.out_shape)
@@ -216,6 +224,10 @@ class LinearOperator(Operator):
     def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The value at x and the pullback, which is the adjoint."""
         return self(x), self.adjoint
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """The value at x, and the operator and its adjoint."""
+        return self(x), self, self.adjoint
 
     @property
     def H(self) -> LinearOperator:

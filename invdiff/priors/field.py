@@ -26,14 +26,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, NumericalError, Problem, ShapeError, Streams, cg, expand
+from ..core import ConfigError, Denoiser, LinearOperator, NumericalError, Problem, ShapeError, Streams, cg, expand
 from ..operators.cosine import dct, dst, idct, idst
 from .linear import linear_gaussian
 from .spectra import Laplacian
 
-__all__ = ["GaussianField", "SpectralGaussian", "StationaryGaussian"]
+__all__ = ["DENSE", "GaussianField", "SpectralGaussian", "StationaryGaussian", "rows"]
 
 Boundary = Literal["periodic", "neumann", "dirichlet"]
+
+# real measurements up to which a covariance of the measurement is held
+DENSE = 2048
+
+
+def rows(operator: LinearOperator, like: Tensor, block: int = 256) -> Tensor:
+    """The matrix of a real operator with few measurements, (M, *in_shape), of the dtype and device of `like`."""
+    shape = operator.out_shape
+    unit = torch.eye(math.prod(shape), dtype=like.dtype, device=like.device).reshape(-1, *shape)
+    return torch.cat([operator.adjoint(part) for part in unit.split(block)])
 
 
 class SpectralGaussian(Denoiser):
@@ -94,6 +104,20 @@ class SpectralGaussian(Denoiser):
         """C x for deviations from the mean, (B, *shape)."""
         return self._filter(x, self.spectrum.to(x.dtype))
 
+    def gram(self, rows: Tensor) -> Callable[[float], Tensor]:
+        """sigma -> R V R^T, (M, M) float64, of the rows R of a matrix, (M, *shape), and V = sigma^2 C / (C + sigma^2), the
+        covariance of x0 given x; C itself for sigma = inf. One transform of the rows serves every sigma."""
+        points = math.prod(rows.shape[i] for i in self._periodic)
+        modes = (self._modes(rows.double()) / math.sqrt(points)).flatten(2)
+        spectrum = self.spectrum.double().flatten()
+
+        def at(sigma: float) -> Tensor:
+            v = spectrum if math.isinf(sigma) else spectrum * sigma**2 / (spectrum + sigma**2)
+            half = (modes * v.sqrt()).flatten(1)
+            return (half @ half.mH).real
+
+        return at
+
     def log_prob(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """log density of x = x0 + sigma n, (B, *shape), (B,) -> (B,); without sigma that of x0.
 
@@ -117,7 +141,8 @@ class SpectralGaussian(Denoiser):
     ) -> tuple[Tensor, Tensor]:
         """The exact posterior mean, (*shape), and n exact draws, (n, *shape), of a linear problem with Gaussian noise.
 
-        Matheron's rule: with x0 from the prior and n0 from the noise, x0 + K (y - A x0 - n0) is a draw of the posterior. K by
+        Matheron's rule: with x0 from the prior and n0 from the noise, x0 + K (y - A x0 - n0) is a draw of the posterior. K by a
+        dense factorisation of the covariance of y in float64 where there are at most 2,048 real measurements, else by
         conjugate gradients in the space of the measurement, to relative residual `tol`.
         """
         who = type(self).__name__
@@ -130,12 +155,21 @@ class SpectralGaussian(Denoiser):
         misfit = y - operator(x0) - torch.cat([torch.zeros_like(noise[:1]), noise])
         if operator.measured is not None:
             misfit = misfit * operator.measured
-        result = cg(lambda v: operator(self.covariance(operator.adjoint(v))) + variance * v, misfit, max_iter=max_iter, tol=tol)
-        if float(result.residual.max()) > 10 * tol:
-            raise NumericalError(
-                f"{who}: conjugate gradients reached {float(result.residual.max()):.1e} in {max_iter} iterations"
+        if not operator.out_complex and math.prod(operator.out_shape) <= DENSE:
+            gram = self.gram(rows(operator, y))(math.inf)
+            gram.diagonal().add_((sigma.double() ** 2).expand(operator.out_shape).flatten())
+            solved = torch.cholesky_solve(misfit.double().flatten(1).mT, torch.linalg.cholesky(gram)).mT
+            weights = solved.reshape(misfit.shape).to(y.dtype)
+        else:
+            result = cg(
+                lambda v: operator(self.covariance(operator.adjoint(v))) + variance * v, misfit, max_iter=max_iter, tol=tol
             )
-        draws = x0 + self.covariance(operator.adjoint(result.x))
+            if float(result.residual.max()) > 10 * tol:
+                raise NumericalError(
+                    f"{who}: conjugate gradients reached {float(result.residual.max()):.1e} in {max_iter} iterations"
+                )
+            weights = result.x
+        draws = x0 + self.covariance(operator.adjoint(weights))
         return draws[0], draws[1:]
 
 

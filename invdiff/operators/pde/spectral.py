@@ -37,6 +37,7 @@ from torch.func import debug_unwrap
 
 from ...core.errors import ConfigError, NumericalError, require_positive
 from ...core.memory import Memory
+from ...core.policies import Full
 from ...core.operator import Operator
 from ..constants import Constants
 
@@ -162,6 +163,28 @@ class Evolution(Operator):
             at = x if graph else x.detach().requires_grad_()
             y = self(at)
         return y if graph else y.detach(), lambda v: torch.autograd.grad(y, at, v, retain_graph=True, create_graph=graph)[0]
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """As for any operator; where the memory policy is "full", all products share the states of one run.
+
+        The derivative is then the adjoint of the adjoint, v -> J^H v being linear in v: a pass through stored graphs, where
+        `jvp` runs the scheme again.
+        """
+        if not isinstance(self.memory, Full) or debug_unwrap(x) is not x:
+            return super().linearize(x)
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            y = self(at)
+            dummy = torch.zeros_like(y, requires_grad=True)
+            back = torch.autograd.grad(y, at, dummy, create_graph=True)[0]
+
+        def push(t: Tensor) -> Tensor:
+            return torch.autograd.grad(back, dummy, t.detach(), retain_graph=True)[0]
+
+        def pull(v: Tensor) -> Tensor:
+            return torch.autograd.grad(y, at, v.detach(), retain_graph=True)[0]
+
+        return y.detach(), push, pull
 
     def _stretch(self, u: Tensor) -> Tensor:
         memory = self.memory if debug_unwrap(u) is u else Memory.parse("full")
