@@ -208,10 +208,11 @@ class SelfAttention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def conv(dims: int, channels_in: int, channels_out: int, size: int, stride: int = 1) -> nn.Module:
-    """An uninitialised convolution; "same" padding for odd sizes."""
+def conv(dims: int, channels_in: int, channels_out: int, size: int, stride: int = 1, periodic: bool = False) -> nn.Module:
+    """An uninitialised convolution; "same" padding for odd sizes, with zeros or by wrapping around."""
     padding = size // 2 if stride == 1 else 0
-    return _CONV[dims](channels_in, channels_out, size, stride=stride, padding=padding)
+    mode = "circular" if periodic and padding else "zeros"
+    return _CONV[dims](channels_in, channels_out, size, stride=stride, padding=padding, padding_mode=mode)
 
 
 def linear(features_in: int, features_out: int) -> nn.Linear:

@@ -42,6 +42,7 @@ class UNet(Network):
         dropout: probability, in every block, in training only; drawn from torch's global generator.
         coupling: 0, or the v in (0, 1) with which the blocks of a scale make a reversible chain (see `reversible`); the weights
             of a network without it fit one with it, but for the coupling's own.
+        periodic: convolutions wrap around, for fields on a torus.
         concat_channels, vector, classes: the condition (see `layers`); 0 for none.
         seed: of the initial weights; the global generator is left alone.
 
@@ -63,6 +64,7 @@ class UNet(Network):
         attention: Sequence[int] = (),
         dropout: float = 0.0,
         coupling: float = 0.0,
+        periodic: bool = False,
         concat_channels: int = 0,
         vector: int = 0,
         classes: int = 0,
@@ -104,23 +106,24 @@ class UNet(Network):
             "attention": sorted(set(attention)),
             "dropout": dropout,
             "coupling": coupling,
+            "periodic": periodic,
         }
         options |= {"concat_channels": concat_channels, "vector": vector, "classes": classes}
         self.architecture |= {name: value for name, value in options.items() if value}
         self.patch = patch
         self.memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}.get(dims, torch.contiguous_format)
-        self.enter = conv(dims, (channels_in + concat_channels) * patch**dims, widths[0], 3)
+        self.enter = conv(dims, (channels_in + concat_channels) * patch**dims, widths[0], 3, periodic=periodic)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             for half in (self.encoder, self.decoder):
-                made = [_Block(dims, width, embedding, dropout, level in attention) for _ in range(blocks)]
+                made = [_Block(dims, width, embedding, dropout, level in attention, periodic) for _ in range(blocks)]
                 half.append(ReversibleChain(made, Affine(coupling)) if coupling else nn.ModuleList(made))
         for fine, coarse in itertools.pairwise(widths):
             self.down.append(conv(dims, fine, coarse, 2, stride=2))
             self.up.append(conv(dims, coarse, fine, 1))
         self.norm = nn.GroupNorm(widths[0] // 16, widths[0])
-        self.exit = conv(dims, widths[0], channels_out * patch**dims, 3)
+        self.exit = conv(dims, widths[0], channels_out * patch**dims, 3, periodic=periodic)
         last = [m.conv2 for m in self.modules() if isinstance(m, _Block)]
         last += [m.out for m in self.modules() if isinstance(m, SelfAttention)]
         initialise(self, torch.Generator().manual_seed(seed), zero=[self.exit, *last])
@@ -159,10 +162,10 @@ class UNet(Network):
 class _Block(nn.Module):
     """h + conv(dropout(silu(film(norm(conv(silu(norm(h)))))))), then attention where the scale has it."""
 
-    def __init__(self, dims: int, width: int, embedding: int, dropout: float, attention: bool) -> None:
+    def __init__(self, dims: int, width: int, embedding: int, dropout: float, attention: bool, periodic: bool = False) -> None:
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(width // 16, width), conv(dims, width, width, 3)
-        self.norm2, self.conv2 = nn.GroupNorm(width // 16, width), conv(dims, width, width, 3)
+        self.norm1, self.conv1 = nn.GroupNorm(width // 16, width), conv(dims, width, width, 3, periodic=periodic)
+        self.norm2, self.conv2 = nn.GroupNorm(width // 16, width), conv(dims, width, width, 3, periodic=periodic)
         self.film = linear(embedding, 2 * width)
         self.attention = _Attention(width) if attention else None
         self.dropout = dropout
