@@ -1,0 +1,94 @@
+"""Fields on another grid of the same domain, by their modes: interpolation of the highest order, and its exact adjoint.
+
+    (R x)(s) = sum over the modes that both grids hold, coefficients unchanged
+
+of Fourier (periodic), cosine (Neumann) or sine (Dirichlet) type along each axis. Periodic grids share their first point; with
+walls the points are the centres of the cells. A finer grid shows the band-limited interpolant, a coarser one the field without
+the modes that it can't hold. The Nyquist mode of an even periodic axis and the last sine mode, which alternate from point to
+point and have no counterpart of equal norm, are left out; on the other modes of a coarse grid R^T R is a multiple of the
+identity.
+
+References: Canuto, Hussaini, Quarteroni, Zang, Spectral methods: fundamentals in single domains, 2006, section 2.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, ShapeError
+from ..core.operator import LinearOperator
+from .cosine import dct, dst, idct, idst
+
+__all__ = ["Regrid"]
+
+Boundary = Literal["periodic", "neumann", "dirichlet"]
+
+
+class Regrid(LinearOperator):
+    """(B, C, *grid) -> (B, C, *size) for fields on the same domain.
+
+    Args:
+        shape: (C, *grid) of what comes in.
+        size: points of the grid that goes out, one number for all axes or one for each.
+        boundary: "periodic", "neumann" or "dirichlet", one for all axes or one for each.
+
+    Raises:
+        ShapeError: another number of axes.
+        ConfigError: an unknown boundary, or a size below 1.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], size: int | Sequence[int], *, boundary: Boundary | Sequence[Boundary] = "neumann"
+    ) -> None:
+        axes = len(shape) - 1
+        sizes = (size,) * axes if isinstance(size, int) else tuple(size)
+        kinds = (boundary,) * axes if isinstance(boundary, str) else tuple(boundary)
+        if axes < 1 or len(sizes) != axes or len(kinds) != axes:
+            raise ShapeError(
+                f"Regrid: expected one size and boundary for each axis of {tuple(shape)[1:]}, got {size} and {boundary}"
+            )
+        if min(sizes) < 1 or not set(kinds) <= {"periodic", "neumann", "dirichlet"}:
+            raise ConfigError(f"Regrid: expected sizes >= 1 and periodic, neumann or dirichlet, got {sizes} and {kinds}")
+        super().__init__(tuple(shape), (shape[0], *sizes))
+        self.boundary = kinds
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._to(x, self.out_shape)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        # the coefficients are those of sampled fields, whose norms differ by the ratio of the numbers of points
+        return self._to(y, self.in_shape) * (math.prod(self.out_shape) / math.prod(self.in_shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_shape} -> {self.out_shape}, boundary={self.boundary}"
+
+    def _to(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        for axis, (n, kind) in enumerate(zip(shape[1:], self.boundary, strict=True), 2):
+            if n != x.shape[axis]:
+                x = (_periodic if kind == "periodic" else _walls)(x, axis, n, kind)
+        return x
+
+
+def _walls(x: Tensor, axis: int, n: int, kind: str) -> Tensor:
+    old = x.shape[axis]
+    kept = min(n, old) - (kind == "dirichlet")
+    modes = (dct if kind == "neumann" else dst)(x, axis).narrow(axis, 0, kept)
+    return (idct if kind == "neumann" else idst)(_padded(modes, axis, n), axis) * math.sqrt(n / old)
+
+
+def _periodic(x: Tensor, axis: int, n: int, _: str) -> Tensor:
+    old = x.shape[axis]
+    kept = (min(n, old) + 1) // 2
+    modes = torch.fft.rfft(x, dim=axis, norm="forward").narrow(axis, 0, kept)
+    return torch.fft.irfft(_padded(modes, axis, n // 2 + 1), n=n, dim=axis, norm="forward")
+
+
+def _padded(modes: Tensor, axis: int, n: int) -> Tensor:
+    gap = list(modes.shape)
+    gap[axis] = n - modes.shape[axis]
+    return torch.cat([modes, modes.new_zeros(gap)], axis) if gap[axis] > 0 else modes
