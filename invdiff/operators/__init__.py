@@ -8,6 +8,8 @@ from .dwt import DWT
 from .fourier import fft2c, ifft2c
 from .masks import box_mask, equispaced_columns, random_columns, random_mask, variable_density
 from .mri import CartesianMRI, birdcage_maps, cartesian_mri
+from .pointwise import Clip, Exponential, Step
+from .regrid import Regrid
 from .restoration import (
     Blur,
     Downsample,
@@ -25,14 +27,18 @@ __all__ = [
     "BlockCS",
     "Blur",
     "CartesianMRI",
+    "Clip",
     "ConeBeamCT",
     "DenseCS",
     "Downsample",
+    "Exponential",
     "FanBeamCT",
     "Identity",
     "Mask",
     "ParallelBeamCT",
     "PermutedCS",
+    "Regrid",
+    "Step",
     "WaveletSynthesis",
     "band_rms",
     "birdcage_maps",

@@ -4,7 +4,7 @@
     a network of someone else    wrapped and its paths (paths, flows, steps), blind, multiscale; foreign (diffusers, deepinv,
                                  azula); sources (weights in files), cnn
     closed forms                 gaussian, field and spectra, mixture, lowrank, empirical, energy
-    adapters of another prior    affine, tiles, volumes, subspace, wavelet, conditional, ensemble
+    adapters of another prior    affine, tiles, volumes, subspace, coarse, wavelet, conditional, ensemble
 
 `prior.check(data)` says whether one is wired up right.
 """
@@ -13,6 +13,7 @@ from .affine import Affine
 from .autoencoder import Autoencoder, Decoder, load_autoencoder
 from .blind import Blind
 from .cnn import DnCNN
+from .coarse import Coarse
 from .conditional import ClassifierFree, ClassifierGuided, Given, Interval
 from .dit import DiT
 from .empirical import Empirical
@@ -53,6 +54,7 @@ __all__ = [
     "ChannelWise",
     "ClassifierFree",
     "ClassifierGuided",
+    "Coarse",
     "CoefficientDomain",
     "ContinuousVP",
     "Cosine",

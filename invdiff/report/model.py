@@ -15,7 +15,7 @@ from ..metrics import coverage, nrmse, psnr, ssim
 __all__ = ["COST", "LEVEL", "METRICS", "Estimate", "Item"]
 
 LEVEL = 0.9
-METRICS = ("psnr", "ssim", "nrmse", "misfit", "coverage")
+METRICS = ("psnr", "ssim", "nrmse", "error_rate", "misfit", "coverage")
 COST = ("draws", "seconds", "network_calls", "network_vjps", "operator_calls", "peak_bytes")
 
 
@@ -68,6 +68,8 @@ class Item:
         estimates: baselines first, the sampler last.
         truth: (*shape), real; None for measured data.
         data_range: range of values that PSNR and SSIM refer to; None leaves both out.
+        levels: the two values of an unknown that has only two, for the error rate: the part of the elements that are nearer to
+            the wrong one.
         window: grey values shown as black and white; None takes the truth's or the last estimate's limits.
         notes: what a reader has to know about this item.
 
@@ -80,6 +82,7 @@ class Item:
     estimates: Sequence[Estimate]
     truth: Tensor | None = None
     data_range: float | None = None
+    levels: tuple[float, float] | None = None
     window: tuple[float, float] | None = None
     notes: Sequence[str] = ()
 
@@ -100,6 +103,9 @@ class Item:
         if self.truth is not None:
             x, truth = estimate.image[None].cpu(), self.truth[None].to("cpu", estimate.image.dtype)
             values["nrmse"] = float(nrmse(x, truth))
+            if self.levels is not None:
+                middle = sum(self.levels) / 2.0
+                values["error_rate"] = float(((x > middle) != (truth > middle)).double().mean())
             if self.data_range is not None:
                 values["psnr"] = float(psnr(x, truth, self.data_range))
                 if x.ndim == 4 and min(x.shape[2:]) >= 11:

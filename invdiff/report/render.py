@@ -14,6 +14,7 @@ COLUMNS = {  # key -> heading, decimals
     "psnr": ("PSNR [dB]", 2),
     "ssim": ("SSIM", 3),
     "nrmse": ("NRMSE", 3),
+    "error_rate": ("error rate", 4),
     "misfit": ("misfit", 2),
     "coverage": ("coverage", 3),
 }
@@ -30,9 +31,10 @@ TERMINAL = ("seconds", "network_calls")
 
 def text_table(summary: Mapping[str, Any]) -> str:
     """Methods as rows; metrics, seconds and network calls as columns."""
-    rows = [["method", *(h for h, _ in COLUMNS.values()), *(COSTS[key][0] for key in TERMINAL)]]
+    columns = _columns(summary)
+    rows = [["method", *(COLUMNS[key][0] for key in columns), *(COSTS[key][0] for key in TERMINAL)]]
     for method, values in summary.items():
-        rows.append([method, *_metrics(values), *(_cost(values["cost"], key) for key in TERMINAL)])
+        rows.append([method, *_metrics(values, columns), *(_cost(values["cost"], key) for key in TERMINAL)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -89,19 +91,26 @@ def page(facts: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
 
 
 def _quality(methods: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> str:
-    head = [heading for heading, _ in COLUMNS.values()]
-    table = _table(["method", *head], [[m, *_metrics(v)] for m, v in methods.items()])
+    columns = _columns(methods)
+    head = [COLUMNS[key][0] for key in columns]
+    table = _table(["method", *head], [[m, *_metrics(v, columns)] for m, v in methods.items()])
     if len(items) == 1:
         return table
     rows = [
-        [i["name"], m, *(_number(e[key], COLUMNS[key][1]) for key in COLUMNS)] for i in items for m, e in i["methods"].items()
+        [i["name"], m, *(_number(e[key], COLUMNS[key][1]) for key in columns)] for i in items for m, e in i["methods"].items()
     ]
     return table + f"<details><summary>Each item</summary>{_table(['item', 'method', *head], rows)}</details>"
 
 
-def _metrics(values: Mapping[str, Any]) -> list[str]:
+def _columns(summary: Mapping[str, Any]) -> list[str]:
+    """The metrics that are shown: the error rate only where the unknown has two values."""
+    return [k for k in COLUMNS if k != "error_rate" or any(v[k]["mean"] is not None for v in summary.values())]
+
+
+def _metrics(values: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     cells = []
-    for key, (_, decimals) in COLUMNS.items():
+    for key in columns:
+        decimals = COLUMNS[key][1]
         error = values[key]["standard_error"]
         cells.append(_number(values[key]["mean"], decimals) + ("" if error is None else f" ± {_number(error, decimals)}"))
     return cells
