@@ -1,6 +1,7 @@
 """Tasks: named, reproducible instances of a problem, a prior and a sampler, with data and metrics."""
 
 from .data import CTSlices, Data, Item, MRSlice, Photographs, PriorDraws
+from .field_data import Fields
 from .phantoms import Phantoms, phantom
 from .setups import Crop, Relative
 from .slices import MRSlices
@@ -10,6 +11,7 @@ __all__ = [
     "CTSlices",
     "Crop",
     "Data",
+    "Fields",
     "Item",
     "MRSlice",
     "MRSlices",

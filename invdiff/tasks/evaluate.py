@@ -104,12 +104,17 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
         estimates=estimates,
         truth=None if truth is None else truth.to(seen.x.dtype),
         data_range=_data_range(task.data_range, truth),
-        window=None if task.window is None else (float(task.window[0]), float(task.window[1])),
+        levels=_pair(task.levels),
+        window=_pair(task.window),
         notes=[*([item.facts["note"]] if "note" in item.facts else []), *_agreement(against), *notes, *failed],
     )
     facts = {**item.facts, "pixel_mm": item.pixel, "operator": _line(problem.operator), "noise": _line(problem.noise)}
     drawn = _gaussian_figure(draws, exact, item.truth) if figures and exact is not None and exact.moments is not None else {}
     return Result(row, facts | ({} if distance is None else {"distance_from_prior": distance}), drawn)
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
 
 
 def _agreement(against: Mapping[str, float]) -> list[str]:

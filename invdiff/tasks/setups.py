@@ -28,8 +28,6 @@ from ..operators.cs import BlockCS, DenseCS
 from ..operators.ct import ParallelBeamCT
 from ..operators.masks import box_mask, random_columns, random_mask
 from ..operators.mri import CartesianMRI, birdcage_maps
-from ..operators.pde import Helmholtz, random_sensors
-from ..operators.pde import Poisson as PoissonEquation
 from ..operators.restoration import Blur, Mask, gaussian_kernel
 from ..priors.gaussian import GaussianPrior
 from .data import Item, finite
@@ -43,7 +41,6 @@ __all__ = [
     "dense_cs",
     "gaussian_signal",
     "inpainting",
-    "source_by_sensors",
     "sparse_view_ct",
     "synthesis",
 ]
@@ -158,15 +155,6 @@ def inpainting(item: Item, *, keep: float | None = 0.5, box: int | None = None, 
 def deblurring(item: Item, *, width: float = 2.0) -> Operator:
     """A periodic Gaussian blur of standard deviation `width` in pixels."""
     return Blur(gaussian_kernel(width), _image("deblurring", item))
-
-
-def source_by_sensors(
-    item: Item, *, sensors: int = 64, wavenumber: float = 0.0, length: float = 1.0, seed: int = 0
-) -> Operator:
-    """The source f of -lap u - k^2 u = f, u = 0 on the walls, seen through u at random points; k = 0 is Poisson's equation."""
-    shape = _image("source_by_sensors", item)
-    field = Helmholtz(shape, wavenumber, length=length) if wavenumber else PoissonEquation(shape, length=length)
-    return random_sensors(shape, sensors, seed=seed, length=length) @ field
 
 
 def sparse_view_ct(

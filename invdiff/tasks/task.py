@@ -45,6 +45,7 @@ class Task:
         units: of the image, for labels.
         data_range: that PSNR and SSIM refer to: a number, or the truth's maximum ("max") or its extent ("extent"); None for
             unknowns that are no images.
+        levels: the two values of an unknown that has only two: the report has an error rate.
         window: grey values shown as black and white; None chooses for each item.
         exact: add the exact posterior where the prior and the problem have one in closed form.
         draws: number of draws when the caller does not say.
@@ -59,6 +60,7 @@ class Task:
     view: Literal["real", "magnitude"] = "real"
     units: str = ""
     data_range: float | Literal["max", "extent"] | None = "extent"
+    levels: Sequence[float] | None = None
     window: Sequence[float] | None = None
     exact: bool = False
     draws: int = 8
@@ -67,8 +69,9 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.data_range, str | None) and not 0.0 < self.data_range < math.inf:
             raise ConfigError(f"{self.name}: expected data_range > 0, got {self.data_range}")
-        if self.window is not None and not (len(self.window) == 2 and self.window[0] < self.window[1]):
-            raise ConfigError(f"{self.name}: expected window to be [low, high] with low < high, got {list(self.window)}")
+        for name, pair in (("window", self.window), ("levels", self.levels)):
+            if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):
+                raise ConfigError(f"{self.name}: expected {name} to be [low, high] with low < high, got {list(pair)}")
         if self.draws < 1:
             raise ConfigError(f"{self.name}: expected draws >= 1, got {self.draws}")
 
