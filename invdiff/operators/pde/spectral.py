@@ -37,8 +37,8 @@ from torch.func import debug_unwrap
 
 from ...core.errors import ConfigError, NumericalError, require_positive
 from ...core.memory import Memory
-from ...core.policies import Full
 from ...core.operator import Operator
+from ...core.policies import Full
 from ..constants import Constants
 
 __all__ = ["ETDRK4", "Burgers", "Evolution", "KdV", "KuramotoSivashinsky", "below_two_thirds", "frequencies"]
