@@ -32,7 +32,7 @@ Config = dict[str, Any]
 
 
 def load(group: str, name: str) -> Config:
-    """The configuration of a name in a group (task, operator, prior, sampler, guidance), without its list of defaults.
+    """The configuration of a name in a group (task, operator, prior, sampler, guidance, set), without its list of defaults.
 
     Raises:
         ConfigError: there is no such name; the message has the one that is nearest.

@@ -29,8 +29,8 @@ from .configs import names
 
 __all__ = ["main"]
 
-COMMANDS = ("run", "list", "validate", "train", "doctor")
-GROUPS = ("task", "operator", "prior", "sampler", "guidance")
+COMMANDS = ("run", "list", "validate", "train", "simulate", "doctor")
+GROUPS = ("task", "operator", "prior", "sampler", "guidance", "set")
 
 # the options of hydra that are passed on, and whether a value follows; its --experimental-rerun would unpickle a file
 TAKES_VALUE = {"--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--config-name", "-cn", "--info", "-i"}
@@ -65,7 +65,7 @@ def _dispatch(command: str, *rest: str, debug: bool) -> int:
         print(help.text(), end="")
     elif command == "--version":
         print(f"invdiff {__version__}")
-    elif command in ("run", "train"):
+    elif command in ("run", "train", "simulate"):
         return _compose(command, list(rest), debug)
     elif command == "list":
         return _list(rest)
@@ -143,13 +143,16 @@ class _Session:
             place = ("train", plain["name"]) if self.command == "train" else (hydra.runtime.choices.get("task"), self.stamp)
             chosen = hydra.runtime.output_dir if sweep else plain.get("out")
             if isinstance(chosen, bool) or not isinstance(chosen, str | int | None):
-                raise Misuse(f"{self.command}: expected out to be the name of a folder, got {chosen!r}")
+                raise Misuse(f"{self.command}: expected out to be the name of {_place(self.command)}, got {chosen!r}")
+            if chosen is None and self.command == "simulate":
+                raise Misuse("simulate: expected out to be the name of a file, as in out=FILE.h5, got nothing")
             out = (
                 Path("outputs", *map(str, place))
                 if chosen is None
                 else Path(os.path.relpath(str(chosen)) if sweep else str(chosen))
             )
             self.out = out.parent if sweep else out
+            out = out / f"{plain['name']}.h5" if sweep and self.command == "simulate" else out
             done = _work(self.command, plain, out, self.allow)
             # of the processes that torchrun starts, the first speaks
             if os.environ.get("RANK", "0") == "0":
@@ -173,6 +176,10 @@ def _work(command: str, config: dict[str, Any], out: Path, allow: Sequence[str])
         from .commands import training
 
         return f"weights: {training.from_config(config, out, allow)}"
+    if command == "simulate":
+        from .commands import simulate
+
+        return f"data: {simulate.from_config(config, out, allow)}"
     from .commands import running
 
     report = running.run(config, out, allow)
@@ -201,6 +208,10 @@ def _compose(command: str, arguments: list[str], debug: bool) -> int:
     return 2 if session.failed else 0
 
 
+def _place(command: str) -> str:
+    return "a file" if command == "simulate" else "a folder"
+
+
 def _parse(command: str, arguments: list[str]) -> tuple[list[str], list[str], str | None, list[str]]:
     """Overrides, hydra's flags, the value of --config-dir, and the prefixes of --allow."""
     overrides, flags, allow, folder = [], [], [], None
@@ -211,9 +222,9 @@ def _parse(command: str, arguments: list[str]) -> tuple[list[str], list[str], st
             if "=" not in argument and not argument.startswith("~"):
                 task = f", did you mean task={argument}?" if argument in names("task") else ""
                 raise Misuse(f"{command}: expected OPTION=VALUE, got {argument!r}{task}")
-            if re.fullmatch(r"(task|sampler|prior)=(null|[-+.\d]*)|out=", argument):
+            if re.fullmatch(r"(task|sampler|prior|set)=(null|[-+.\d]*)|out=", argument):
                 option, _, value = argument.partition("=")
-                what = "a folder" if option == "out" else f"the name of a {option} (invdiff list {option}s)"
+                what = _place(command) if option == "out" else f"the name of a {option} (invdiff list {option}s)"
                 raise Misuse(f"{command}: expected {option} to be {what}, got {value or 'nothing'}")
             overrides.append(argument)
             continue
@@ -231,7 +242,7 @@ def _parse(command: str, arguments: list[str]) -> tuple[list[str], list[str], st
     if command == "train":
         # a recipe is of a prior, or of a network for a task
         overrides = [re.sub(r"^(prior|task)=", "train=", o) for o in overrides]
-    else:
+    elif command == "run":
         # what belongs to the task can be said without naming it: data.path=FILE
         overrides = [re.sub(r"^(data|operator|noise)\.", r"task.\1.", o) for o in overrides]
     # hydra would take the parentheses of training.memory=checkpoint(block) for a function of its own
@@ -249,7 +260,7 @@ def _launch(command: str, flags: list[str], overrides: list[str], job: Callable[
     if sys.version_info >= (3, 14) and version < (1, 4):
         raise Misuse(f"hydra {hydra.__version__} does not run on Python 3.14: pip install 'hydra-core>=1.4.0rc3'")
     base = {"version_base": "1.3"} if version < (1, 4) else {}
-    name = "train" if command == "train" else "config"
+    name = "config" if command == "run" else command
     with _environment([f"invdiff {command}", *flags, *overrides]):
         hydra.main(config_path="pkg://invdiff.configs", config_name=name, **base)(job)()
 

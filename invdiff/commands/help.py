@@ -12,13 +12,14 @@ _MAIN = """\
 invdiff: Bayesian inverse problems with diffusion priors
 
   invdiff run [OPTION=VALUE ...]       reconstruct, with uncertainty, and write a report; alone: a demonstration of seconds
-  invdiff list GROUP [--json]          tasks, operators, priors, samplers or guidances
+  invdiff list GROUP [--json]          tasks, operators, priors, samplers, guidances or sets
   invdiff validate [--quick] [--json]  samplers against posteriors that are known exactly
   invdiff train prior=NAME             train a prior, or continue its training
+  invdiff simulate set=NAME out=FILE   compute a data set, or continue one that was interrupted
   invdiff doctor [--json]              versions, devices, threads, weights
 
-  invdiff run --help, invdiff train --help   their options
-  --debug                                    tracebacks instead of one-line errors
+  invdiff run --help, invdiff train --help, invdiff simulate --help   their options
+  --debug                                                             tracebacks instead of one-line errors
   --version
 """
 
@@ -64,10 +65,30 @@ invdiff train prior=NAME [OPTION=VALUE ...]     (or task=idm_cs ...: a network f
 """
 
 
+_SIMULATE = """\
+invdiff simulate set=NAME out=FILE [OPTION=VALUE ...]
+
+{set}
+
+  out=FILE       the file, .h5, in a folder that exists; until it is complete, FILE.part
+  count=1000     samples
+  first=0        index of the first of them
+  chunk=64       samples computed at once
+  dtype=float32  or float64
+  device=cpu     or cuda, cuda:1, mps
+  threads=2      of torch; else its own choice
+  resume=true    continue FILE.part, or leave the complete file as it is; false begins anew
+  progress=true  a bar, where standard error is a terminal
+
+  generator.seed=1000 generator.size=32              any value that --cfg job shows
+  --cfg job, -m, --config-dir DIR, --allow PACKAGE   as for invdiff run
+"""
+
+
 def text(command: str = "") -> str:
-    """The help of the program, or of `run` or `train`."""
-    template = {"run": _RUN, "train": _TRAIN}.get(command, _MAIN)
-    return template.format(**{group: _choices(group) for group in ("task", "sampler", "prior", "train")})
+    """The help of the program, or of `run`, `train` or `simulate`."""
+    template = {"run": _RUN, "train": _TRAIN, "simulate": _SIMULATE}.get(command, _MAIN)
+    return template.format(**{group: _choices(group) for group in ("task", "sampler", "prior", "train", "set")})
 
 
 def _choices(group: str) -> str:

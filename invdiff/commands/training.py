@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ from ..learning import (
     describe,
     describe_autoencoder,
     describe_end_to_end,
+    describe_regression,
     fit,
     write_autoencoder_card,
     write_card,
     write_end_to_end_card,
+    write_regression_card,
 )
 from ..learning.batches import Batch, Item, Source, split
 from ..learning.distributed import Team, processes
@@ -33,7 +34,9 @@ from ..learning.interrupts import termination_interrupts
 from ..learning.objectives import Model, item_losses
 from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
+from ..priors.regression import Regression
 from ..priors.shipped import shipped_file
+from .options import require_given, torch_threads
 
 __all__ = ["beginning", "from_config", "train"]
 
@@ -42,9 +45,7 @@ _PARTS = ("source", "network", "training", "card")
 
 def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ()) -> Path:
     """Build what the configuration describes and train it; the path of the weights."""
-    if missing := [name for part in _PARTS for name in _missing(config.get(part), part)]:
-        have = "has" if len(missing) == 1 else "have"
-        raise ConfigError(f"train prior={config['name']}: {' and '.join(missing)} {have} to be given, as in {missing[0]}=VALUE")
+    require_given(config, _PARTS, f"train prior={config['name']}")
     options = {key: config[key] for key in ("device", "threads", "resume", "start", "progress")}
     check(train, options, partial=True)
     options["progress"] = options["progress"] and sys.stderr.isatty()
@@ -68,7 +69,8 @@ def train(
     progress: bool = True,
 ) -> Path:
     """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads,
-    `load_autoencoder` those of an autoencoder, `load_idm` those of a reconstruction network.
+    `load_autoencoder` those of an autoencoder, `load_idm` those of a reconstruction network, `load_regression` those of a
+    regression network.
 
     Started by torchrun, the processes share the work, and process 0 writes.
 
@@ -90,10 +92,10 @@ def train(
     if not _count(images) or not (draws == 0 or _count(draws)) or (card is not None and not callable(card.get("held_out"))):
         found = f"images={images!r}, draws={draws!r}"
         raise ConfigError(f"train: expected card to have a source held_out, images >= 2, and draws 0 or >= 2, got {found}")
-    if isinstance(network, (Autoencoder, EndToEnd)) and draws:
-        kind = "an autoencoder" if isinstance(network, Autoencoder) else "a reconstruction network"
-        raise ConfigError(f"train: {kind} makes no draws: leave card.draws out")
-    with _threads(threads), termination_interrupts(), processes(device) as own:
+    if isinstance(network, (Autoencoder, EndToEnd, Regression)) and draws:
+        kinds = {Autoencoder: "an autoencoder", EndToEnd: "a reconstruction network", Regression: "a regression network"}
+        raise ConfigError(f"train: {kinds[type(network)]} makes no draws: leave card.draws out")
+    with torch_threads(threads, "train"), termination_interrupts(), processes(device) as own:
         if card is not None:
             _try(network.to(own), card["held_out"](0), training, own)
         trained = fit(network.to(own), source, training, out, progress=progress, resume=resume, start=origin)
@@ -107,6 +109,8 @@ def train(
             write_autoencoder_card(describe_autoencoder(trained, card["held_out"], images, facts), name, out / f"{name}.md")
         elif isinstance(trained, EndToEnd):
             write_end_to_end_card(describe_end_to_end(trained, card["held_out"], images, facts), name, out / f"{name}.md")
+        elif isinstance(trained, Regression):
+            write_regression_card(describe_regression(trained, card["held_out"], images, facts), name, out / f"{name}.md")
         else:
             described = describe(trained, card["held_out"], images, facts, draws=draws)
             _curve(described, out / f"{name}.png")
@@ -118,14 +122,6 @@ def train(
 def _count(value: object) -> bool:
     """Whether it is a number of images, of which one has no spread."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 2
-
-
-def _missing(config: object, name: str) -> Iterator[str]:
-    """The dotted names of what a recipe leaves to the user."""
-    if config == "???":
-        yield name
-    for key, value in config.items() if isinstance(config, dict) else ():
-        yield from _missing(value, f"{name}.{key}")
 
 
 def beginning(start: str) -> Start:
@@ -163,15 +159,3 @@ def _curve(described: EDMDenoiser, path: Path) -> None:
 
     with atomic(path) as part:
         denoising_figure(described.facts["denoising_error"]).savefig(part, dpi=150)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None and count < 1:
-        raise ConfigError(f"train: expected threads >= 1, got {count}")
-    torch.set_num_threads(before if count is None else count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,7 +20,7 @@ _SafeLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+
 
 
 def names(group: str) -> list[str]:
-    """The names in a group (task, operator, prior, sampler, guidance, train), sorted; none for a group that does not exist."""
+    """The names in a group (task, operator, prior, sampler, guidance, train, set), sorted; none for an unknown group."""
     folder = resources.files(__name__) / group
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")) if folder.is_dir() else []
 

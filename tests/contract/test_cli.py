@@ -78,7 +78,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
         (["run", "--config-dir", "nowhere"], "--config-dir: there is no folder nowhere"),
         (["run", "--allow"], "expected a value after --allow"),
         (["run", "--experimental-rerun", "x"], "unknown option '--experimental-rerun'"),
-        (["list"], "expected one of tasks, operators, priors, samplers, guidances, got nothing"),
+        (["list"], "expected one of tasks, operators, priors, samplers, guidances, sets, got nothing"),
         (["list", "smaplers"], "got smaplers"),
         (["list", "tasks", "--jsn"], "unknown option '--jsn', did you mean --json?"),
         (["doctor", "x"], "unknown option 'x'"),

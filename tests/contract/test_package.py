@@ -24,7 +24,8 @@ LAYERS = (
     {"guidance"},
     {"samplers"},
     {"learning"},
-    {"report", "plot"},
+    {"generators"},
+    {"report", "plot", "plot_fields"},
     {"tasks"},
     {"validation", "catalogue", "commands", "cli", "__main__", "__init__", "configs"},
 )
@@ -33,7 +34,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 # heavy libraries: where they may be imported at all, and where at module level
 FOREIGN = ("matplotlib", "nibabel", "h5py", "pywt", "scipy", "hydra", "omegaconf", "pydicom", "diffusers", "timm")
 ONLY_IN = {
-    "matplotlib": {"invdiff/plot.py", "invdiff/report.py"},
+    "matplotlib": {"invdiff/plot.py", "invdiff/plot_fields.py", "invdiff/report.py"},
     "hydra": {"invdiff/cli.py"},
     "omegaconf": {"invdiff/cli.py"},
 }
