@@ -10,6 +10,7 @@ from .guided import Guided, Level
 from .idm import IDM, shipped_idm
 from .idm_network import IDMNetwork, load_idm
 from .integrators import DDIM, Ancestral, Euler, Heun, Integrator
+from .least_squares import LeastSquares, Linearised
 from .reddiff import REDDiff
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
 from .steered import Energy, Steered
@@ -35,7 +36,9 @@ __all__ = [
     "Heun",
     "IDMNetwork",
     "Integrator",
+    "LeastSquares",
     "Level",
+    "Linearised",
     "REDDiff",
     "Reversible",
     "Scheme",

@@ -63,7 +63,8 @@ class REDDiff(Sampler):
         weight: w(sigma), one of `WEIGHTS`; "linear" is the paper's 1/SNR.
         scaling: of the two terms, see above.
         init_from: mu at the start: "pinv" A^+ y, as in the paper; "ridge" (A^T A + sigma_y^2)^-1 A^T y, the same where noise is
-            small, for operators whose pseudoinverse amplifies it; "adjoint" A^T y; or "zeros".
+            small, for operators whose pseudoinverse amplifies it; "adjoint" A^T y; "zeros"; or "prior", what is left of zero
+            at the prior's highest noise level, its mean, for operators that are not linear and not defined at zero.
         lr, beta1, beta2: Adam's.
         grid: noise levels between the prior's limits.
         steps: number of levels.
@@ -77,7 +78,7 @@ class REDDiff(Sampler):
     lam: float = 0.25
     weight: str = "linear"
     scaling: Literal["likelihood", "nvlabs", "inversebench"] = "likelihood"
-    init_from: Literal["pinv", "ridge", "adjoint", "zeros"] = "pinv"
+    init_from: Literal["pinv", "ridge", "adjoint", "zeros", "prior"] = "pinv"
     lr: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99
@@ -87,7 +88,7 @@ class REDDiff(Sampler):
         options = {
             "weight": tuple(WEIGHTS),
             "scaling": ("likelihood", "nvlabs", "inversebench"),
-            "init_from": ("pinv", "ridge", "adjoint", "zeros"),
+            "init_from": ("pinv", "ridge", "adjoint", "zeros", "prior"),
         }
         for key, allowed in options.items():
             if getattr(self, key) not in allowed:
@@ -97,7 +98,7 @@ class REDDiff(Sampler):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        start = {"adjoint": {"adjoint"}, "zeros": set[str]()}.get(self.init_from, {"adjoint", "solve"})
+        start = {"adjoint": {"adjoint"}, "zeros": set[str](), "prior": set[str]()}.get(self.init_from, {"adjoint", "solve"})
         return frozenset({"vjp"} | start)
 
     def condition(self, problem: Problem, prior: Denoiser) -> Denoiser:
@@ -110,6 +111,9 @@ class REDDiff(Sampler):
         with torch.no_grad():
             if self.init_from == "zeros":
                 mu = y.real.new_zeros(1, *problem.shape)
+            elif self.init_from == "prior":
+                mu = y.real.new_zeros(1, *problem.shape)
+                mu = prior(mu, mu.new_full((1,), prior.sigma_max))
             elif self.init_from == "ridge":
                 mu = operator.solve(operator.adjoint(y), require_gaussian(problem, "REDDiff").square().mean())
             else:
