@@ -123,12 +123,13 @@ class _Guided(Denoiser):
         self.options, self.variance = options, sigma_y.square()
         self.factors: Callable[[Tensor, Tensor], Tensor] | None = None
         if options.reference is not None:
-            field = getattr(prior, "prior", prior) if options.reference == "prior" else options.reference
+            field = _innermost(prior) if options.reference == "prior" else options.reference
             self.factors = _preconditioner(field, problem.operator, problem.y, sigma_y)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised, transposed = linearize(self.prior, x, sigma)
-        once = isinstance(self.operator, LinearOperator) or float(sigma.max()) > (self.options.newton_below or math.inf)
+        again = sigma <= (self.options.newton_below or math.inf)
+        once = isinstance(self.operator, LinearOperator) or not bool(again.any())
         point, rounds = denoised, 1 if once else self.options.newton
         with torch.no_grad():
             for k in range(rounds):
@@ -140,7 +141,8 @@ class _Guided(Denoiser):
                 def spread(v: Tensor, pull: Jacobian = pull) -> Tensor:
                     return expand(sigma.square(), x) * transposed(pull(v))
 
-                point = denoised + self._update(r, sigma, push, spread)
+                update = denoised + self._update(r, sigma, push, spread)
+                point = torch.where(expand(again, x), update, point) if k else update
         return point
 
     def _update(self, r: Tensor, sigma: Tensor, push: Jacobian, spread: Jacobian) -> Tensor:
@@ -177,6 +179,14 @@ class _Guided(Denoiser):
         return r - self.operator(self.operator.solve(self.operator.adjoint(r), rho))
 
 
+def _innermost(prior: object) -> object:
+    """The Gaussian field inside of what only counts its calls, or lays it on another grid; else the prior."""
+    inner = prior
+    while inner is not None and not isinstance(inner, SpectralGaussian):
+        inner = getattr(inner, "prior", None)
+    return prior if inner is None else inner
+
+
 def _preconditioner(field: object, operator: Operator, y: Tensor, sigma_y: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """(r, sigma) -> (A V_C A^T + Sigma_y)^{-1} r, the factors of each sigma kept."""
     if not isinstance(field, SpectralGaussian) or tuple(field.shape) != operator.in_shape:
@@ -200,7 +210,7 @@ def _preconditioner(field: object, operator: Operator, y: Tensor, sigma_y: Tenso
                 factors[level] = torch.linalg.cholesky(matrix)
             here = sigma == level
             right = r[here].double().flatten(1).mT
-            out[here] = torch.cholesky_solve(right, factors[level]).mT.reshape(-1, *r.shape[1:]).to(r.dtype)
+            out[here] = torch.cholesky_solve(right, factors[level]).mT.reshape(r[here].shape).to(r.dtype)
         return out
 
     return solve

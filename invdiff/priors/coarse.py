@@ -3,7 +3,7 @@
     x = R c,    R the interpolation by modes of `Regrid`,    p(c | y) ~ p(c) p(y | A(R c))
 
 The unknown is the coarse field c; what the coarse grid can't hold of x is taken to be zero, which is right as far as smooth
-fields go. `synthesis(shape)` is R, which a task composes with its own operator, and `analyse` is the coarse field of a fine one.
+fields go. `synthesis(shape)` is R, which a task composes with its own operator; `analyse` is the coarse field of a fine one.
 
 References: Canuto, Hussaini, Quarteroni, Zang, Spectral methods: fundamentals in single domains, 2006, section 2.1.
 """
@@ -43,7 +43,9 @@ class Coarse(Denoiser):
         boundary: Boundary | Sequence[Boundary] = "neumann",
     ) -> None:
         channels, *free = prior.shape
-        fits = len(free) == len(grid) and all(a in (None, b) and b % prior.divisor == 0 for a, b in zip(free, grid, strict=False))
+        fits = len(free) == len(grid) and all(
+            a in (None, b) and b % prior.divisor == 0 for a, b in zip(free, grid, strict=False)
+        )
         if channels is None or not fits:
             raise ShapeError(
                 f"Coarse: expected a prior on fields of {tuple(grid)}, got one on {prior.shape} of sizes divisible by "

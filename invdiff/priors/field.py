@@ -41,8 +41,8 @@ DENSE = 2048
 
 def rows(operator: LinearOperator, like: Tensor, block: int = 256) -> Tensor:
     """The matrix of a real operator with few measurements, (M, *in_shape), of the dtype and device of `like`."""
-    shape = operator.out_shape
-    unit = torch.eye(math.prod(shape), dtype=like.dtype, device=like.device).reshape(-1, *shape)
+    shape, count = operator.out_shape, math.prod(operator.out_shape)
+    unit = torch.eye(count, dtype=like.dtype, device=like.device).reshape(count, *shape)
     return torch.cat([operator.adjoint(part) for part in unit.split(block)])
 
 
@@ -106,7 +106,11 @@ class SpectralGaussian(Denoiser):
 
     def gram(self, rows: Tensor) -> Callable[[float], Tensor]:
         """sigma -> R V R^T, (M, M) float64, of the rows R of a matrix, (M, *shape), and V = sigma^2 C / (C + sigma^2), the
-        covariance of x0 given x; C itself for sigma = inf. One transform of the rows serves every sigma."""
+        covariance of x0 given x; C itself for sigma = inf. One transform of the rows serves every sigma.
+        """
+        if not len(rows):
+            # which the FFT of MKL refuses
+            return lambda _: torch.zeros(0, 0, dtype=torch.float64, device=rows.device)
         points = math.prod(rows.shape[i] for i in self._periodic)
         modes = (self._modes(rows.double()) / math.sqrt(points)).flatten(2)
         spectrum = self.spectrum.double().flatten()

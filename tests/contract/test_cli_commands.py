@@ -25,7 +25,9 @@ def test_lists(call, group):
     if group == "sampler":
         facts = {row["name"]: row for row in rows}
         assert facts["mmps"]["kind"] == "posterior"
-        assert "adjoint" in facts["mmps"]["needs"]
+        assert facts["mmps"]["needs"] == facts["mmps_tangent"]["needs"] == ["vjp"]
+        assert facts["mmps_field"]["needs"] == facts["mmps_source64"]["needs"] == ["adjoint"]
+        assert {"adjoint", "solve"} <= set(facts["mmps_preconditioned"]["needs"])
         assert facts["dps"]["kind"] == "point"
     if group == "task":
         assert {row["sampler"] for row in rows} <= set(names("sampler"))

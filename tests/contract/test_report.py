@@ -140,6 +140,43 @@ def test_what_does_not_exist_is_null_and_a_dash(no_figures, tmp_path):
         assert set(file["item/MMPS"]) == {"draws", "mean"}
 
 
+def two_valued(truth, image, levels=(3.0, 12.0), name="a"):
+    estimates = [Estimate(method="flat", image=torch.full_like(image, 3.0)), Estimate(method="MMPS", image=image)]
+    return Item(name=name, estimates=estimates, truth=truth, levels=levels)
+
+
+def test_the_error_rate_is_the_part_nearer_to_the_wrong_value(no_figures, tmp_path):
+    """Of eight cells, one of the two that are wrong lies only just beyond the middle, 7.5."""
+    truth = torch.tensor([[3.0, 3.0, 3.0, 12.0], [12.0, 12.0, 12.0, 12.0]])
+    image = torch.tensor([[2.0, 7.4, 7.6, 7.4], [7.6, 30.0, 12.0, 8.0]])
+    found = two_valued(truth, image)
+    assert found.metrics(found.estimates[1])["error_rate"] == 2 / 8
+    assert found.metrics(found.estimates[0])["error_rate"] == 5 / 8
+    assert found.metrics(Estimate(method="exact", image=truth))["error_rate"] == 0.0
+    assert two_valued(truth, image, None).metrics(found.estimates[1])["error_rate"] is None
+    assert two_valued(None, image).metrics(found.estimates[1])["error_rate"] is None
+    both = report(found, two_valued(truth, truth, name="b"))
+    facts = load(both.write(tmp_path / "out") / "report.json")
+    assert facts["items"][0]["methods"]["MMPS"]["error_rate"] == 0.25
+    assert facts["methods"]["MMPS"]["error_rate"] == {"mean": 0.125, "standard_error": 0.125}
+    head, _, flat, last = both.table().splitlines()
+    assert "error rate" in head and "0.6250 ± 0.0000" in flat and "0.1250 ± 0.1250" in last
+    text = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "<th>error rate</th>" in text and "<td>0.2500</td>" in text
+
+
+def test_only_unknowns_of_two_values_have_a_column_for_errors(no_figures, tmp_path):
+    plain = report()
+    facts = load(plain.write(tmp_path / "out") / "report.json")
+    assert facts["items"][0]["methods"]["MMPS"]["error_rate"] is None
+    assert facts["methods"]["MMPS"]["error_rate"] == {"mean": None, "standard_error": None}
+    assert "error rate" not in plain.table()
+    assert "error rate" not in (tmp_path / "out" / "report.html").read_text("utf-8")
+    # and where one item of two has values, there is one
+    x = torch.full((1, 4), 3.0)
+    assert "error rate" in report(two_valued(x, x), two_valued(x, x, None, "b")).table()
+
+
 @pytest.mark.parametrize(("misfit", "told"), [(1.02, None), (9.9, None), (22394.4, "2.239e+04"), (math.nan, "nan")])
 def test_an_estimate_that_does_not_explain_the_measurement_is_called_so(misfit, told):
     """Draws of a run that diverged are spread so widely that their intervals hold the truth."""

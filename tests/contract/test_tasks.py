@@ -31,6 +31,10 @@ def tiny(name: str, **options) -> tuple[Task, Denoiser]:
         return task, gaussian_signal()
     if name == "poisson_source":
         return task, GaussianField((1, 8, 8), Matern(2.5), length=0.2, spacing=1 / 9, boundary="dirichlet")
+    if name == "inverse_scattering":
+        return task, StationaryGaussian((1, 12, 12), mean=0.1, std=0.1)
+    if name == "full_waveform":
+        return task, StationaryGaussian((1, 10, 10), mean=3000.0, std=300.0, sigma_max=2e4)
     operator = task.operator(next(task.data.items(1, 0, None)))
     shape = operator.in_shape if not operator.in_complex else ViewAsComplex(operator.in_shape).in_shape
     return task, StationaryGaussian(shape, mean=0.4, std=0.3)
@@ -67,6 +71,7 @@ def test_a_packaged_task_runs_and_its_report_has_the_schema(name, tmp_path):
         assert method.keys() >= METRICS
         assert math.isfinite(method["misfit"])
         assert math.isfinite(method["nrmse"])
+        assert (method["error_rate"] is None) == (task.levels is None)
     assert facts["facts"]["data"][item["name"]].keys() >= {"operator", "noise", "pixel_mm"}
     assert report.table().count("\n") >= len(item["methods"])
 

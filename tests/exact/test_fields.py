@@ -1,5 +1,6 @@
 """Gaussian fields: transforms against dense matrices, covariances against closed forms, fits against what was drawn."""
 
+import copy
 import math
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from invdiff.core import ConfigError, Gaussian, Matrix, NumericalError, Problem, ShapeError, Streams, build
 from invdiff.operators.cosine import dct, dst, idct, idst
+from invdiff.operators.restoration import Mask
 from invdiff.priors import GaussianPrior
-from invdiff.priors.field import GaussianField, StationaryGaussian
+from invdiff.priors.field import GaussianField, StationaryGaussian, rows
 from invdiff.priors.spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum
 
 F64 = torch.float64
@@ -88,6 +90,57 @@ def test_field_is_the_gaussian_with_its_covariance(name):
     torch.testing.assert_close(mean, exact.mean, rtol=0, atol=1e-8)
     assert float(((draws.mean(0) - exact.mean) / exact.std).abs().max()) < 5 / 3000**0.5
     assert float((draws.std(0) / exact.std - 1).abs().max()) < 5 / (2 * 3000) ** 0.5
+
+
+@pytest.mark.parametrize("name", list(FIELDS))
+def test_gram_is_that_of_the_dense_covariance(name):
+    """R V R^T with V = C - C (C + sigma^2)^-1 C, and C for no x at all."""
+    field = FIELDS[name]()
+    cov, r = columns(field), randn(7, math.prod(field.shape), seed=2)
+    gram = field.gram(r.reshape(7, *field.shape))
+    for sigma in (1e-3, 0.5, 20.0):
+        v = cov - cov @ torch.linalg.solve(cov + sigma**2 * torch.eye(len(cov), dtype=F64), cov)
+        torch.testing.assert_close(gram(sigma), r @ v @ r.T, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(gram(math.inf), r @ cov @ r.T, rtol=1e-10, atol=1e-12)
+    single = field.float().gram(r.float().reshape(7, *field.shape))(0.5)
+    assert single.dtype == F64
+    torch.testing.assert_close(single, field.gram(r.reshape(7, *field.shape))(0.5), rtol=1e-5, atol=1e-5)
+
+
+def test_gram_and_rows_of_several_channels_and_of_nothing():
+    field = GaussianField((2, 3, 4), Matern(1.5), boundary=("periodic", "neumann"))
+    operator = Matrix(randn(5, 24, seed=1), (2, 3, 4))
+    r = rows(operator, torch.zeros(1, 5, dtype=F64), block=2)
+    torch.testing.assert_close(r.flatten(1), operator.matrix, rtol=0, atol=0)
+    torch.testing.assert_close(field.gram(r)(math.inf), r.flatten(1) @ columns(field) @ r.flatten(1).T, rtol=1e-11, atol=1e-12)
+    problem = Problem.unmeasured((2, 3, 4), F64)
+    assert rows(problem.operator, problem.y).shape == (0, 2, 3, 4)
+    mean, draws = field.posterior_draws(problem, 3, seed=4)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=0)
+    assert torch.equal(draws, field.sample(Streams(4, 3), F64))
+
+
+MEASURED = {
+    "uneven noise": lambda f: (Matrix(randn(5, 20, seed=1), f.shape), torch.tensor([0.05, 0.1, 0.2, 0.5, 1.0])),
+    "mask": lambda f: (Mask(randn(4, 5) > 0.0, f.shape), 0.1),
+    "noise on a grid": lambda f: (Mask(randn(4, 5) > 0.0, f.shape), 0.1 + torch.rand(5, dtype=F64)),
+}
+
+
+@pytest.mark.parametrize("name", list(MEASURED))
+def test_dense_posterior_is_that_of_conjugate_gradients_and_of_dense_algebra(name, monkeypatch):
+    field = FIELDS["mixed 2D"]()
+    operator, sigma = MEASURED[name](field)
+    problem = Problem.simulate(operator, Gaussian(sigma), randn(*field.shape))
+    mean, draws = field.posterior_draws(problem, 4, seed=3)
+    exact = GaussianPrior(torch.full(field.shape, field.mean, dtype=F64), columns(field)).posterior(problem)
+    torch.testing.assert_close(mean, exact.mean, rtol=0, atol=1e-11)
+    single = Problem(copy.deepcopy(operator).float(), Gaussian(sigma), problem.y.float())
+    torch.testing.assert_close(field.float().posterior_draws(single, 4, seed=3)[1], draws.float(), rtol=0, atol=1e-4)
+    monkeypatch.setattr("invdiff.priors.field.DENSE", 0)
+    iterated = FIELDS["mixed 2D"]().posterior_draws(problem, 4, seed=3, tol=1e-12)
+    torch.testing.assert_close(mean, iterated[0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(draws, iterated[1], rtol=0, atol=1e-9)
 
 
 def test_defaults_are_what_they_were():

@@ -12,7 +12,7 @@ from invdiff.core.rng import Streams
 from invdiff.priors.dit import DiT, positions
 from invdiff.priors.fno import FNO, SpectralConv
 from invdiff.priors.layers import SelfAttention, initialise, shuffle, unshuffle
-from invdiff.priors.network import EDMDenoiser
+from invdiff.priors.network import EDMDenoiser, load_network
 from invdiff.priors.unet import UNet
 
 F64 = torch.float64
@@ -205,3 +205,43 @@ def test_the_output_scale_makes_the_loss_that_of_the_target(preconditioning):
         target = eps - (clean - mean) / data
     got = (prior(x, sigma) - clean) / prior.output_scale(sigma)
     torch.testing.assert_close(got, out - target, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("coupling", [0.0, 0.5])
+def test_a_periodic_unet_commutes_with_rolls(dims, coupling):
+    """By multiples of the divisor: neither the halvings nor the patches have another place then. Without it, walls are seen."""
+    options = {"widths": (32, 32), "blocks": 1, "embedding": 16, "patch": 2, "dims": dims, "attention": (1,)}
+    x, noise = normal(2, 1, *(12, 16)[:dims]), torch.tensor([0.3, -0.5], dtype=F64)
+    shifts, axes = (4, -8)[:dims], tuple(range(2, 2 + dims))
+    for periodic in (True, False):
+        net = filled(UNet(1, 2, periodic=periodic, coupling=coupling, **options))
+        assert net.divisor == 4
+        gap = net(x.roll(shifts, axes), noise) - net(x, noise).roll(shifts, axes)
+        assert (float(gap.abs().max()) < 1e-12) == periodic
+    # by another number of points it does not
+    net = filled(UNet(1, 2, periodic=True, **options))
+    assert float((net(x.roll(1, 2), noise) - net(x, noise).roll(1, 2)).abs().max()) > 1e-3
+
+
+def test_a_periodic_unet_on_a_repeated_field_is_its_value_repeated():
+    net = filled(UNet(1, 1, widths=(32, 32), blocks=1, embedding=16, periodic=True))
+    x, noise = normal(1, 1, 8, 12), torch.tensor([0.2], dtype=F64)
+    torch.testing.assert_close(net(x.repeat(1, 1, 2, 3), noise), net(x, noise).repeat(1, 1, 2, 3), rtol=0, atol=1e-12)
+
+
+def test_a_file_keeps_that_a_network_wraps_around(tmp_path):
+    options = {"widths": (32, 32), "blocks": 1, "embedding": 16}
+    x, sigma = normal(2, 1, 8, 8).float(), torch.tensor([0.3, 4.0])
+    nets = {periodic: filled(UNet(1, 1, periodic=periodic, **options)).float() for periodic in (True, False)}
+    nets[False].load_state_dict(nets[True].state_dict())
+    found = {}
+    for periodic, net in nets.items():
+        prior = EDMDenoiser(net, sigma_data=0.7)
+        prior.save(tmp_path / f"{periodic}.safetensors")
+        again = load_network(tmp_path / f"{periodic}.safetensors")
+        assert again.net.architecture.get("periodic", False) == periodic
+        found[periodic] = again(x, sigma)
+        torch.testing.assert_close(found[periodic], prior(x, sigma), rtol=1e-5, atol=1e-5)
+    # the same weights, and another network
+    assert float((found[True] - found[False]).abs().max()) > 1e-3
