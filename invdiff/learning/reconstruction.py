@@ -3,7 +3,8 @@
     rms = sqrt(mean |decode(encode(x)) - x|^2)       over held-out images and pixels, and the PSNR for the images' extent
 
 with the mean and the root mean square about it of the latents, which a latent prior needs, and the noise that they bear. Of a
-reconstruction network the PSNR, for the images' extent, of A^T y / L^2 and of the estimate, for each of its measurements.
+reconstruction network the PSNR, for the images' extent, of A^T y / L^2 and of the estimate, for each of its measurements. Of a
+regression network the mean of |F(a) - u| / |u| and its standard deviation between items.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..core.files import atomic
 from ..priors.autoencoder import Autoencoder
+from ..priors.regression import Regression
+from .batches import Source, split
 from .card import card_head
 from .unrolled import EndToEnd
 
-__all__ = ["describe_autoencoder", "describe_end_to_end", "write_autoencoder_card", "write_end_to_end_card"]
+__all__ = [
+    "describe_autoencoder",
+    "describe_end_to_end",
+    "describe_regression",
+    "write_autoencoder_card",
+    "write_end_to_end_card",
+    "write_regression_card",
+]
 
 
 @torch.no_grad()
@@ -90,6 +101,35 @@ def write_end_to_end_card(model: EndToEnd, name: str, path: str | Path) -> None:
         "| measurement | A^T y / L^2 | network |",
         "|---|---|---|",
         *(f"| {r['measurement']} | {r['adjoint']:.2f} | {r['network']:.2f} |" for r in facts["measurements"]),
+    ]
+    with atomic(path, parents=True) as part:
+        part.write_text("\n".join(lines) + "\n")
+
+
+@torch.no_grad()
+def describe_regression(model: Regression, held_out: Source, count: int, facts: Mapping[str, str]) -> Regression:
+    """Add to the facts the errors on items 0, ..., count - 1 of a held-out source, and what the recipe says in words."""
+    device = next(model.parameters()).device
+    errors = []
+    for k in range(count):
+        field, told = split(held_out(k))
+        if told is None:
+            raise ConfigError("describe_regression: expected items (field, {concat: what is told})")
+        errors.append(model.losses(field[None].to(device), told["concat"][None].to(device)))
+    each = torch.cat(errors)
+    table = {"mean": round(float(each.mean()), 6), "spread": round(float(each.std()), 6), "items": count}
+    model.facts = {**model.facts, **facts, "relative_l2": table}
+    return model
+
+
+def write_regression_card(model: Regression, name: str, path: str | Path) -> None:
+    """The facts as a page of Markdown."""
+    found = model.facts["relative_l2"]
+    parameters = sum(p.numel() for p in model.parameters())
+    lines = [
+        *card_head(name, model.facts, f"{parameters / 1e6:.2f} M parameters, `{model.header['architecture']}`"),
+        f"Relative L2 error on {found['items']} held-out items: {found['mean']:.4f}, standard deviation between them "
+        f"{found['spread']:.4f}.",
     ]
     with atomic(path, parents=True) as part:
         part.write_text("\n".join(lines) + "\n")

@@ -27,6 +27,7 @@ from ..core.errors import ConfigError
 from ..core.rng import Streams
 from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
+from ..priors.regression import Regression
 from .batches import Batch, Batches, Source, pieces, to_device
 from .checkpoints import LATEST, restore, start_anew, store
 from .distributed import Team
@@ -97,11 +98,11 @@ class _Run(Generic[Trained]):
 
     def __init__(self, denoiser: Trained, source: Source, training: Training, out: Path) -> None:
         foreign = training.sheet_every or training.drop or (training.objective, training.levels) != ("edm", "lognormal")
-        if isinstance(denoiser, (Autoencoder, EndToEnd)) and foreign:
-            kind = "an autoencoder" if isinstance(denoiser, Autoencoder) else "a reconstruction network"
+        if isinstance(denoiser, (Autoencoder, EndToEnd, Regression)) and foreign:
+            kinds = {Autoencoder: "an autoencoder", EndToEnd: "a reconstruction network", Regression: "a regression network"}
             raise ConfigError(
-                f"fit: {kind} makes no draws, and has no condition and no noise levels: leave sheet_every, drop, objective and "
-                "levels out"
+                f"fit: {kinds[type(denoiser)]} makes no draws, drops no condition and has no noise levels: leave sheet_every, "
+                "drop, objective and levels out"
             )
         self.denoiser, self.training, self.out = denoiser, training, out
         self.device = next(denoiser.parameters()).device

@@ -4,7 +4,9 @@
     a network of someone else    wrapped and its paths (paths, flows, steps), blind, multiscale; foreign (diffusers, deepinv,
                                  azula); sources (weights in files), cnn
     closed forms                 gaussian, field and spectra, mixture, lowrank, empirical, energy
-    adapters of another prior    affine, tiles, volumes, subspace, coarse, wavelet, conditional, ensemble
+    adapters of another prior    affine, tiles, volumes, subspace, coarse, mapped, wavelet, conditional,
+                                 ensemble
+    space-time fields            wdno (packed, bands, refine), regression
 
 `prior.check(data)` says whether one is wired up right.
 """
@@ -27,10 +29,14 @@ from .gaussian import GaussianPrior
 from .latent import LatentPrior
 from .lowrank import LowRankMixture
 from .lowrank_fit import LowRankFit, fit_lowrank
+from .mapped import Mapped
 from .mixture import GaussianMixture
 from .multiscale import MultiScale, haar_merge, haar_split
 from .network import EDMDenoiser, denoising_error, load_network
+from .packed import PackedSynthesis
 from .paths import EDM, VE, ContinuousVP, PFGMpp
+from .refine import coarsen, refine, upsample
+from .regression import Regression, load_regression
 from .shipped import shipped, shipped_autoencoder
 from .sources import load_into, read_weights
 from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum
@@ -40,6 +46,7 @@ from .tiles import Tiles
 from .unet import UNet
 from .volumes import ChannelWise, Slices
 from .wavelet import CoefficientDomain, WaveletDomain, WaveletPrior, denoise_coloured, synthesized_noise
+from .wdno import FieldCode, FieldPrior, field_network, load_fields
 from .wrapped import Wrapped
 
 __all__ = [
@@ -68,6 +75,8 @@ __all__ = [
     "Energy",
     "EnergyPrior",
     "Experts",
+    "FieldCode",
+    "FieldPrior",
     "GaussianField",
     "GaussianMixture",
     "GaussianPrior",
@@ -78,13 +87,16 @@ __all__ = [
     "LatentPrior",
     "LowRankFit",
     "LowRankMixture",
+    "Mapped",
     "Matern",
     "Mixture",
     "MultiScale",
     "PFGMpp",
+    "PackedSynthesis",
     "PowerLaw",
     "Quadratic",
     "RectifiedFlow",
+    "Regression",
     "Slices",
     "Sparse",
     "SpectralGaussian",
@@ -99,10 +111,12 @@ __all__ = [
     "WaveletDomain",
     "WaveletPrior",
     "Wrapped",
+    "coarsen",
     "cosine_betas",
     "cumulative_betas",
     "denoise_coloured",
     "denoising_error",
+    "field_network",
     "fit_lowrank",
     "fit_spectrum",
     "fit_subspace",
@@ -114,11 +128,15 @@ __all__ = [
     "haar_split",
     "linear_betas",
     "load_autoencoder",
+    "load_fields",
     "load_into",
     "load_network",
+    "load_regression",
     "read_weights",
+    "refine",
     "scaled_linear_betas",
     "shipped",
     "shipped_autoencoder",
     "synthesized_noise",
+    "upsample",
 ]

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..core.denoiser import Condition, Denoiser
 from ..core.errors import ConfigError, ShapeError
 from ..core.rng import Streams
+from .bands import BandUNet
 from .dit import DiT
 from .files import read, write
 from .fno import FNO
@@ -38,7 +39,7 @@ from .unet import UNet
 
 __all__ = ["EDMDenoiser", "denoising_error", "load_network"]
 
-_NETWORKS = {cls.__name__: cls for cls in (UNet, DiT, FNO)}
+_NETWORKS = {cls.__name__: cls for cls in (UNet, DiT, FNO, BandUNet)}
 
 
 class EDMDenoiser(Denoiser):

@@ -1,13 +1,17 @@
 """Tasks: named, reproducible instances of a problem, a prior and a sampler, with data and metrics."""
 
+from .assimilation import Assimilation, errors_in_time
+from .control import control_problem, objective
 from .data import CTSlices, Data, Item, MRSlice, Photographs, PriorDraws
 from .field_data import Fields
 from .phantoms import Phantoms, phantom
 from .setups import Crop, Relative
 from .slices import MRSlices
 from .task import Task
+from .trajectories import Trajectories
 
 __all__ = [
+    "Assimilation",
     "CTSlices",
     "Crop",
     "Data",
@@ -20,5 +24,9 @@ __all__ = [
     "PriorDraws",
     "Relative",
     "Task",
+    "Trajectories",
+    "control_problem",
+    "errors_in_time",
+    "objective",
     "phantom",
 ]
