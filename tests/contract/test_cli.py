@@ -61,7 +61,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
         (["run", "seed=1e400"], "seed"),
         (["run", "nn=3"], "Could not override 'nn'. To append to your config use +nn=3, did you mean n?"),
         (["run", "+nn=3"], "run: unknown option nn; it takes task, prior, sampler, n, items"),
-        (["run", "task=toy_gausian"], "there is no task/toy_gausian, did you mean toy_gaussian? there are cs_image"),
+        (["run", "task=toy_gausian"], "there is no task/toy_gausian, did you mean toy_gaussian? there are burgers_"),
         (["run", "sampler=mnps"], "there is no sampler/mnps, did you mean mmps?"),
         (["run", "sampler.stepz=3"], "Could not override 'sampler.stepz'"),
         (["run", "+sampler.stepz=3"], "unknown option stepz; it takes"),
