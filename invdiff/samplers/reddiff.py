@@ -112,13 +112,15 @@ class REDDiff(Sampler):
             if self.init_from == "zeros":
                 mu = y.real.new_zeros(1, *problem.shape)
             elif self.init_from == "prior":
-                mu = y.real.new_zeros(1, *problem.shape)
-                mu = prior(mu, mu.new_full((1,), prior.sigma_max))
+                # of every draw, so that its cost is that of no chunk
+                mu = y.real.new_zeros(len(streams.draws), *problem.shape)
+                mu = prior(mu, mu.new_full((len(mu),), prior.sigma_max))
             elif self.init_from == "ridge":
                 mu = operator.solve(operator.adjoint(y), require_gaussian(problem, "REDDiff").square().mean())
             else:
                 mu = getattr(operator, self.init_from)(y)
-        mu = mu.repeat(len(streams.draws), *([1] * len(problem.shape)))
+        if len(mu) == 1:
+            mu = mu.repeat(len(streams.draws), *([1] * len(problem.shape)))
         return Moments(0, mu, torch.zeros_like(mu), torch.zeros_like(mu), levels(self.grid, self.steps, prior)[0])
 
     def step(self, problem: Problem, prior: Denoiser, state: Moments, streams: Streams) -> Moments:  # type: ignore[override]
