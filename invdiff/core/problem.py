@@ -62,9 +62,11 @@ class Problem:
         return cls(operator, noise, y if operator.measured is None else y * operator.measured)
 
     @classmethod
-    def unmeasured(cls, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Problem:
+    def unmeasured(
+        cls, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, device: torch.device | str = "cpu"
+    ) -> Problem:
         """The problem without data on unknowns of the given shape: its posterior is the prior."""
-        return cls(Unmeasured(shape), Gaussian(1.0), torch.zeros(1, 0, dtype=dtype))
+        return cls(Unmeasured(shape), Gaussian(1.0), torch.zeros(1, 0, dtype=dtype, device=device))
 
     @property
     def shape(self) -> tuple[int, ...]:

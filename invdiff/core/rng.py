@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .errors import ConfigError
 
-__all__ = ["Streams", "philox"]
+__all__ = ["Streams", "derived", "philox"]
 
 _M0, _M1, _W0, _W1, _MASK = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85, 0xFFFFFFFF
 
@@ -34,6 +34,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
         c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
     return c0, c1, c2, c3
+
+
+def derived(seed: int, index: int) -> int:
+    """A seed for part `index` of a run, which neighbouring seeds do not share; that of part 0 is the run's."""
+    return seed if index == 0 else zlib.crc32(f"{seed} {index}".encode())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ differential equations, 2021, arXiv:2010.08895, appendix A.3. Huang, Yang, Wang,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,6 +90,8 @@ class SourceFields:
     def __post_init__(self) -> None:
         _require_size(self, self.size)
         require_positive(self, tau=self.tau, alpha=self.alpha)
+        if not 0.0 <= self.wavenumber < math.inf:
+            raise ConfigError(f"SourceFields: expected a finite wavenumber >= 0, got {self.wavenumber}")
 
     def __call__(
         self, indices: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

@@ -5,8 +5,9 @@ An object is a body with a nucleus and granules, each a region around a centre c
     rho(theta) = 1 + sum_m b_m cos(m theta + p_m)   (m = 2, 3, 4; zero but for bodies),   theta in the frame of the axes
     distance   = (rho - |(x - c) / axes|) min(axes),      share = smoothstep(1/2 + distance / (2 edge))
 
-laid over what is there: f <- (1 - share) f + share value. f is then in [0, the highest contrast], continuously differentiable,
-zero near the walls, and the same on every grid. Sample i is a function of (seed, i) alone; held-out data are another seed.
+laid over what is there: f <- (1 - share) f + share value. f is then from the lowest contrast or 0, whichever is lower, to the
+highest or 0, continuously differentiable, zero near the walls, and the same on every grid. Sample i is a function of (seed, i)
+alone; held-out data are another seed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..core.rng import Streams
 
 __all__ = ["Scatterers"]
 
-_WALL = 0.47
+_WALL, _BUMP = 0.47, 0.08
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,11 @@ class Scatterers:
         objects: least and greatest number of objects.
         axes: least and greatest semi-axis of a body.
         granules: number of granules in an object.
-        edge: half width of the smooth edge of a region.
+        edge: half width of the smooth edge of a region, where its axis is the shorter one; along the longer one wider by their
+            ratio.
+
+    Raises:
+        ConfigError: an option is out of its range, or the largest body does not fit between the walls.
     """
 
     seed: int = 0
@@ -58,6 +63,12 @@ class Scatterers:
             raise ConfigError(f"Scatterers: expected axes as (least, greatest) in (0, 0.3], got {tuple(self.axes)}")
         if self.granules < 0:
             raise ConfigError(f"Scatterers: expected granules >= 0, got {self.granules}")
+        reach = self.axes[1] * (1.0 + 3.0 * _BUMP) + self.edge * self.axes[1] / self.axes[0]
+        if reach > _WALL:
+            raise ConfigError(
+                f"Scatterers: expected bodies that reach to at most {_WALL} from their centre, got up to {reach:.3g} with "
+                f"axes={tuple(self.axes)} and edge={self.edge}"
+            )
 
     def __call__(
         self, indices: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -70,10 +81,10 @@ class Scatterers:
         for j in range(greatest):
             drawn = _Drawn(streams, j, device)
             axes = _between(drawn("axes", 2), self.axes)
-            bumps = 0.08 * drawn("bumps", 3)
+            bumps = _BUMP * drawn("bumps", 3)
             # the farthest point of a body stays within the walls
-            reach = axes.amax(1) * (1.0 + bumps.sum(1)) + self.edge
-            centre = (2.0 * drawn("centre", 2) - 1.0) * (_WALL - reach).clamp_min(0.0)[:, None]
+            reach = axes.amax(1) * (1.0 + bumps.sum(1) + self.edge / axes.amin(1))
+            centre = (2.0 * drawn("centre", 2) - 1.0) * (_WALL - reach)[:, None]
             angle, present = 2.0 * math.pi * drawn("angle", 1)[:, 0], (j < count.floor()).double()
             body = _share(axis, centre, axes, angle, self.edge, bumps, 2.0 * math.pi * drawn("phases", 3))
             f = self._lay(f, body, drawn("body", 1), present)

@@ -18,10 +18,12 @@ to control complex physical systems, 2024, arXiv:2407.06494.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, isfinite
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +74,8 @@ class SmokeControl:
     waypoints: int = 4
     noise: float = 0.1
     gain: float = 1.5
+
+    grid_axes: ClassVar[Mapping[str, int]] = MappingProxyType({"velocity": 2, "control": 2})
 
     def __post_init__(self) -> None:
         require_positive(self, size=self.size, frames=self.frames, substeps=self.substeps, waypoints=self.waypoints)

@@ -17,13 +17,18 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, DataError
 from ..io.fields import Layout, read_fields
+from ..io.images import finite
 
 __all__ = ["Drawn", "Generator", "Stored"]
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """A data set as a function: indices -> {name: (N, *shape)}, each sample a function of its own index."""
+    """A data set as a function: indices -> {name: (N, *shape)}, each sample a function of its own index.
+
+    `simulate` takes the axes of a field after (N, frames or channels) for those of its grid. A generator that has fields with
+    components between them, such as (N, frames, 2, H, W), says so by `grid_axes`: {name: number of axes of the grid}.
+    """
 
     def __call__(
         self, indices: Sequence[int], *, dtype: torch.dtype = ..., device: torch.device | str = ...
@@ -70,7 +75,8 @@ class Stored:
         layout, every, times: see `read_fields`.
 
     Raises:
-        DataError: the file can't be read, or has too few axes.
+        ConfigError: a step of the roll is negative or longer than its axis, or an option of `read_fields`.
+        DataError: the file can't be read, has too few axes, or values that are not real and finite.
     """
 
     def __init__(
@@ -92,7 +98,12 @@ class Stored:
             raise DataError(f"{path}: expected entries and a grid of {dims} axes, got {array.shape}")
         if len(roll) not in (0, dims) or any(r < 0 for r in roll):
             raise ConfigError(f"Stored: expected roll to have {dims} steps >= 0, got {tuple(roll)}")
-        self.values = array.reshape(-1, *array.shape[array.ndim - dims :])
+        if np.iscomplexobj(array):
+            raise DataError(f"{path}: expected real values, got {array.dtype}")
+        grid = array.shape[array.ndim - dims :]
+        if any(r > n for r, n in zip(roll, grid, strict=False)):
+            raise ConfigError(f"Stored: expected steps of roll of at most the {grid} points of the grid, got {tuple(roll)}")
+        self.values = finite(str(path), array).reshape(-1, *grid)
         self.roll, self.half_turn, self.seed = tuple(roll), half_turn, seed
 
     def __call__(self, index: int) -> Tensor:

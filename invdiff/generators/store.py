@@ -4,8 +4,10 @@
 
 The file is HDF5: a dataset (count, *shape) for each field, in chunks of one sample, and as attributes of the file the
 `generator` (module and class), its `fields` as JSON, the index of the `first` sample, `count`, `dtype`, the number of samples
-that are `done`, and the `version` of the package. Until it is complete it is NAME.part, of full size from the start: where the
-disk is too small, that shows before anything is computed. `done` is written after the samples that it counts.
+that are `done`, and the `version` of the package. The attribute `grid_axes` of a dataset is how many of its last axes are those
+of the grid: what the generator's own `grid_axes` says, else all after the first of a sample. Until the file is complete it is
+NAME.part, of full size from the start: where the disk is too small, that shows before anything is computed. `done` is written
+after the samples that it counts. An unfinished file is continued by the version of the package that began it alone.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def simulate(
             file when it is complete. A file of something else is never replaced.
 
     Raises:
-        ConfigError: an option is out of range, or a file that is there holds something else; the message names what differs.
+        ConfigError: an option is out of range, or a file that is there holds something else, or was begun by another version of
+            the package; the message names what differs.
         DataError: the file can't be written, or another process is at it.
         NumericalError: a sample is not finite; the message names field and index.
     """
@@ -70,7 +73,7 @@ def simulate(
     part = target.with_name(f"{target.name}.part")
     if _there(target, facts, resume):
         return target
-    begun = _there(part, facts, resume)
+    begun = _there(part, facts, resume, unfinished=True)
 
     def samples(done: int) -> dict[str, NDArray[Any]]:
         indices = range(first + done, first + min(done + chunk, count))
@@ -80,7 +83,7 @@ def simulate(
         # the first piece says which fields there are
         ahead = None if begun else samples(0)
         if ahead is not None:
-            _create(part, ahead, facts)
+            _create(part, ahead, facts, _grid_axes(generator, ahead))
         with _opened(part) as file:
             done = int(file.attrs["done"])
             with tqdm(total=count, initial=done, disable=not progress, unit="sample", dynamic_ncols=True) as bar:
@@ -121,14 +124,16 @@ def _describe(generator: Generator) -> dict[str, Any]:
     return {"generator": f"{kind.__module__}.{kind.__qualname__}", "fields": fields}
 
 
-def _there(path: Path, facts: Mapping[str, Any], resume: bool) -> bool:
+def _there(path: Path, facts: Mapping[str, Any], resume: bool, *, unfinished: bool = False) -> bool:
     """Whether the file is there and of these samples; raises if it is of something else."""
     if not path.exists():
         return False
     found: dict[str, Any] = {}
+    version = None
     if path.is_file():
         with _opened(path, "r") as file:
             found = {name: file.attrs[name] for name in facts if name in file.attrs}
+            version = file.attrs.get("version")
     if found.keys() != facts.keys():
         raise ConfigError(f"simulate: {path} is there, and is no data set that simulate wrote: choose another file")
     if not resume:
@@ -139,7 +144,25 @@ def _there(path: Path, facts: Mapping[str, Any], resume: bool) -> bool:
             raise ConfigError(
                 f"simulate: {path} was made with {name}={have}, not {want}: choose another file, or resume=false to begin anew"
             )
+    # the rest would be of other samples wherever the generator has changed in between
+    if unfinished and version != __version__:
+        raise ConfigError(
+            f"simulate: {path} was begun by version {version} of invdiff, not {__version__}: continue it with that one, or "
+            "resume=false to begin anew"
+        )
     return True
+
+
+def _grid_axes(generator: Generator, fields: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """How many axes of each field are those of the grid."""
+    declared = getattr(generator, "grid_axes", {})
+    axes = {name: declared.get(name, max(values.ndim - 2, 0)) for name, values in fields.items()}
+    for name, count in axes.items():
+        most = max(fields[name].ndim - 2, 0)
+        if not 0 <= count <= most:
+            who = type(generator).__name__
+            raise ConfigError(f"{who}: expected grid_axes of {name} from 0 to {most}, got {count}")
+    return axes
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,7 +181,7 @@ def _finite(generator: Generator, indices: range, fields: Mapping[str, Tensor]) 
     return {name: values.cpu().numpy() for name, values in fields.items()}
 
 
-def _create(part: Path, fields: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+def _create(part: Path, fields: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], axes: Mapping[str, int]) -> None:
     """A file of full size without samples."""
     import h5py
 
@@ -170,7 +193,8 @@ def _create(part: Path, fields: Mapping[str, NDArray[Any]], facts: Mapping[str, 
                 plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
                 plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
                 shape = values.shape[1:]
-                file.create_dataset(name, (facts["count"], *shape), values.dtype, chunks=(1, *shape), dcpl=plan)
+                made = file.create_dataset(name, (facts["count"], *shape), values.dtype, chunks=(1, *shape), dcpl=plan)
+                made.attrs["grid_axes"] = axes[name]
             file.attrs.update({**facts, "version": __version__})
             file.attrs.create("done", 0, dtype=np.int64)
         _reserve(new)

@@ -1,14 +1,14 @@
 """Sets of fields in the files in which they are published.
 
     layout           file                  what is recognised
-    simulate         .h5                   what `invdiff simulate` wrote: (N, frames or channels, *grid)
+    simulate         .h5                   what `invdiff simulate` wrote: (N, frames or channels, *components, *grid)
     pdebench         .h5                   x-coordinate ... and t-coordinate; (N, *grid) and (N, T, *grid)
     fno              .mat                  a, u or coeff, sol: (N, *grid), and u (N, *grid, T)
     trajectory       .mat, .npz, ...       x, t (and y) and one more array, (*grid, T) or (T, *grid)
     neuraloperator   .npz, .pt             x, y: (N, *grid), and y (N, T, *grid)
     arrays           any                   arrays of as many entries: (N, *grid)
 
-Values come as stored, in one order of axes: entries, times where there are any, grid.
+Values come as stored, in one order of axes: entries, times and components where there are any, grid.
 
 References: Takamoto et al., PDEBench, 2022, arXiv:2210.07182. Li et al., Fourier neural operator for parametric partial
 differential equations, 2021, arXiv:2010.08895. Kossaifi et al., A library for learning neural operators, 2024,
@@ -38,7 +38,7 @@ class Fields:
     """What a file of fields holds.
 
     Args:
-        values: name -> (N, *grid), or (N, T, *grid).
+        values: name -> (N, *grid), or (N, T, *grid); of a vector (N, T, components, *grid).
         coordinates: name ("t", "x", "y", "z") -> (points,), where the file has them.
         layout: by which the file was read.
         facts: `path`; attributes, numbers and texts of the file; `left_out`, name -> why, of what is no field.
@@ -121,6 +121,7 @@ class _Axes:
     entry: int | None
     time: int | None
     grid: tuple[int, ...]
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,13 @@ def _recognised(path: str | os.PathLike[str], named: Named, only: Sequence[str] 
 
 
 def _simulate(named: Named) -> _Plan:
-    return _plan("simulate", {name: _Axes(0, 1, tuple(range(2, len(v.shape)))) for name, v in named.arrays.items()})
+    axes = {}
+    for name, variable in named.arrays.items():
+        rank = len(variable.shape)
+        # files of before the attribute have it for no field
+        first = rank - int(variable.facts.get("grid_axes", rank - 2))
+        axes[name] = _Axes(0, 1, tuple(range(first, rank)), tuple(range(2, first)))
+    return _plan("simulate", axes)
 
 
 def _pdebench(named: Named) -> _Plan:
@@ -308,7 +315,7 @@ def _read(
         chosen = [time % frames for time in times]
         index[axes.time] = slice(min(chosen), max(chosen) + 1)
     values = variable.read(tuple(index))
-    order = [axis for axis in (axes.entry, axes.time, *axes.grid) if axis is not None]
+    order = [axis for axis in (axes.entry, axes.time, *axes.parts, *axes.grid) if axis is not None]
     values = np.transpose(values, order)
     values = values[None] if axes.entry is None else values
     return values if chosen is None else values[:, [time - min(chosen) for time in chosen]]

@@ -23,7 +23,7 @@ from invdiff.core.errors import ConfigError, DataError
 
 from ..core.files import atomic
 
-__all__ = ["Array", "hdf5_bytes", "read_array", "write_hdf5", "write_nifti"]
+__all__ = ["Array", "finite", "hdf5_bytes", "read_array", "write_hdf5", "write_nifti"]
 
 PathLike = str | os.PathLike[str]
 
@@ -42,6 +42,18 @@ class Array:
     data: NDArray[Any]
     affine: NDArray[np.float64] | None = None
     facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def finite(path: str | None, values: NDArray[Any]) -> NDArray[Any]:
+    """The values of a file, if they are finite numbers; booleans become numbers."""
+    if values.dtype.kind not in "biufc":
+        raise DataError(f"{path}: expected numbers, got {values.dtype}")
+    if not values.size:
+        raise DataError(f"{path}: holds no values (shape {values.shape})")
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        raise DataError(f"{path}: {bad} of the {values.size} values are NaN or infinite: mend the file")
+    return values.astype(np.float32) if values.dtype.kind == "b" else values
 
 
 def read_array(path: PathLike, dataset: str | None = None) -> Array:

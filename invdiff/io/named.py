@@ -31,10 +31,12 @@ class Variable:
     Args:
         shape: of the whole.
         read: the values at one slice for each axis.
+        facts: attributes of an HDF5 dataset.
     """
 
     shape: tuple[int, ...]
     read: Callable[[Index], NDArray[Any]]
+    facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,17 @@ def _hdf5(path: Path) -> Iterator[Named]:
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset):
             if item.dtype.kind in "biufc" and item.shape is not None:
-                arrays[name] = Variable(item.shape, lambda index: np.asarray(item[index]))
+                arrays[name] = Variable(item.shape, lambda index: np.asarray(item[index]), _facts(item))
             else:
                 refused[name] = str(item.dtype)
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)
-        facts = {name: value for name, value in file.attrs.items() if isinstance(value, str | int | float | np.number)}
-        yield Named("hdf5", arrays, facts, refused)
+        yield Named("hdf5", arrays, _facts(file), refused)
+
+
+def _facts(item: Any) -> dict[str, Any]:
+    return {name: value for name, value in item.attrs.items() if isinstance(value, str | int | float | np.number)}
 
 
 @contextmanager

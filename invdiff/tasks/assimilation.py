@@ -18,7 +18,8 @@ stays; directions in which C is not below P carry nothing. So any sampler draws 
 For linear M and H, a Gaussian prior, and shrink 0 this is the Kalman smoother with a lag of up to `window`; with windows of one
 time the Kalman filter. Shrink 1 loses the correlations of the errors, and the more the longer the overlap, since what then
 stands for more of the data is the carried state. Measured for a drifting wave on 12 points with 3 sensors and windows of 4,
-root mean square distance of the mean from the smoother's: 0.26, 0.41 and 0.70 standard deviations at overlaps of 0, 2 and 3.
+root mean square distance of the mean from the smoother's: 0.26, 0.41 and 0.70 standard deviations at overlaps of 0, 2 and 3
+(`tests/exact/test_assimilation.py` holds them).
 There is no error of the model; inflation stands for what is missing.
 
 References: Evensen, Data assimilation: the ensemble Kalman filter, 2009, chapters 4 and 9. Fisher, Leutbecher, Kelly, On the
@@ -36,8 +37,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, ConfigError, Denoiser, Gaussian, LinearOperator, Matrix, Operator, Problem, ShapeError
+from ..core import (
+    CapabilityError,
+    ConfigError,
+    Denoiser,
+    Gaussian,
+    LinearOperator,
+    Matrix,
+    NumericalError,
+    Operator,
+    Problem,
+    ShapeError,
+)
 from ..core.resume import Progress, fingerprint
+from ..core.rng import derived
 from ..core.sampler import Sampler
 from ..core.samples import Samples
 from .watched import Scaled, Seen, watched
@@ -121,12 +134,13 @@ class Assimilation:
 
         Args:
             prior: of a state.
-            sampler: draws from the posterior of one window; the k-th has the seed `seed` + k.
+            sampler: draws from the posterior of one window; the k-th has the seed `core.rng.derived(seed, k)`.
             n: draws, >= 2.
             resume: a file that holds the windows that are done, as that of `Sampler`, until the last is.
 
         Raises:
             ShapeError, ConfigError, CapabilityError: y or n do not fit, or the sampler gives point estimates.
+            NumericalError: a value of the state has no spread over the draws that are carried over; it is named.
         """
         if y.shape[1:] != self.observe.out_shape or not len(y):
             raise ShapeError(f"Assimilation: expected y (K + 1, {self.observe.out_shape}), got {tuple(y.shape)}")
@@ -144,7 +158,7 @@ class Assimilation:
         begun = time.perf_counter() - run.seconds
         for k, (a, new, b) in enumerate(schedule[len(run.finished) :], len(run.finished)):
             before = run.finished[-1][:, -1].to(y.device) if k else None
-            drawn = sampler(self.problem(y, a, new, b, before), prior, n, seed=seed + k)
+            drawn = sampler(self.problem(y, a, new, b, before), prior, n, seed=derived(seed, k))
             if drawn.kind != "posterior":
                 raise CapabilityError(f"Assimilation needs draws with a spread, {drawn.sampler} gives point estimates")
             after = schedule[k + 1][0] if k + 1 < len(schedule) else b
@@ -184,6 +198,14 @@ class Assimilation:
         x = draws.double().flatten(1)
         mean, factor = x.mean(0), self.inflation**2
         variance = factor * x.var(0)
+        fixed = ~((variance > 0.0) & variance.isfinite())
+        if bool(fixed.any()):
+            shape, place = self.model.in_shape, int(fixed.nonzero()[0])
+            at = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), shape))
+            raise NumericalError(
+                f"Assimilation: expected draws with a spread at each value of the state, that at {at} has the variance "
+                f"{float(variance[place]):g}: leave values that are fixed out of the state"
+            )
         mu, p = (v.to(x) for v in self.climate) if self.climate is not None else (mean, None)
         if self.shrink == 1:
             if p is not None and p.shape != self.model.in_shape:

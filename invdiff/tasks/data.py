@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core import ConfigError, DataError, Denoiser, ShapeError, Streams
 from ..io.images import Array, read_array
+from ..io.images import finite as finite
 from .phantoms import Phantoms
 from .planes import Plane, planes, smooth_phase
 
@@ -42,6 +43,7 @@ class Item:
         pixel: size of a pixel in mm; None where it is not known.
         affine: (4, 4), from (row, column, 0, 1) of the image to mm; None where the file has none.
         facts: where it comes from, for the report: path, slice, units, notes.
+        told: what a conditional prior is told of it, by its method `tell`: {name: (1, ...)}.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Item:
     pixel: float | None = None
     affine: NDArray[np.float64] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,18 +329,6 @@ def _unit_range(path: str | None, values: NDArray[Any]) -> NDArray[np.float64]:
     if x.min() < 0 or x.max() > 1:
         raise DataError(f"{path}: expected values from 0 to {top:g}, got {values.min():.4g} to {values.max():.4g}")
     return x
-
-
-def finite(path: str | None, values: NDArray[Any]) -> NDArray[Any]:
-    """The values of a file, if they are finite numbers; booleans become numbers."""
-    if values.dtype.kind not in "biufc":
-        raise DataError(f"{path}: expected numbers, got {values.dtype}")
-    if not values.size:
-        raise DataError(f"{path}: holds no values (shape {values.shape})")
-    bad = values.size - int(np.isfinite(values).sum())
-    if bad:
-        raise DataError(f"{path}: {bad} of the {values.size} values are NaN or infinite: mend the file")
-    return values.astype(np.float32) if values.dtype.kind == "b" else values
 
 
 def _real(path: str | None, values: NDArray[Any]) -> None:

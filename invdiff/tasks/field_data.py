@@ -59,7 +59,7 @@ class Fields(Data):
         if len(sources) > 1 or (not sources and self.measurement is None):
             raise ConfigError(f"Fields: expected a generator or a path, got {' and '.join(sources) or 'neither'}")
         for source, options in (("generator", ("name", "seed")), ("path", ("dataset", "layout", "every"))):
-            given = [o for o in options if getattr(self, o) not in (None, 1)]
+            given = [o for o in options if getattr(self, o) != getattr(type(self), o)]
             if given and source not in sources:
                 raise ConfigError(f"Fields: expected a {source} for {', '.join(given)}, got none")
         if self.index < 0 or self.dims < 1:

@@ -34,6 +34,9 @@ def as_fields(raw: Mapping[str, Tensor]) -> Samples:
 class Trajectories:
     """index -> (unknown, {"concat": what is told}), float32, a function of the index as all sources are.
 
+    Every trajectory that was asked for stays in memory, with its whole batch: in the end 4 count (numbers of u0, f, u and uT)
+    bytes, of 10,000 with 80 x 120 frames and slots 0.8 GB; and for as long as a batch is computed what its solver needs.
+
     Args:
         generator: indices -> {"u0", "f", "u"}, with as many slots of f as frames of u.
         code: units, coordinates, and what is told.

@@ -143,4 +143,6 @@ def _turned(operator: Operator, u: Tensor) -> tuple[Tensor, Map, Map]:
 def _measured(seen: Sequence[Seen]) -> Tensor | None:
     if all(o.measured is None for _, o in seen):
         return None
-    return torch.cat([torch.ones(o.out_shape, dtype=torch.bool) if o.measured is None else o.measured for _, o in seen])
+    at = next(o.measured.device for _, o in seen if o.measured is not None)
+    masks = (torch.ones(o.out_shape, dtype=torch.bool, device=at) if o.measured is None else o.measured for _, o in seen)
+    return torch.cat(list(masks))

@@ -100,6 +100,7 @@ class Broken(SourceFields):
         ({}, ConfigError, "Fields: expected a generator or a path, got neither"),
         ({"generator": SMALL, "path": "x.npy"}, ConfigError, "expected a generator or a path, got generator and path"),
         ({"path": "x.npy", "name": "u"}, ConfigError, "Fields: expected a generator for name, got none"),
+        ({"path": "x.npy", "seed": 1}, ConfigError, "Fields: expected a generator for seed, got none"),
         ({"generator": SMALL, "every": 2}, ConfigError, "Fields: expected a path for every, got none"),
         ({"generator": SMALL, "index": -1}, ConfigError, "expected index >= 0 and dims >= 1, got -1 and 2"),
         ({"generator": lambda indices: {}}, ConfigError, "Fields: expected a generator with a seed, such as DarcyFlow"),

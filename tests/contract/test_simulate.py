@@ -21,7 +21,9 @@ from invdiff.configs import names, read
 from invdiff.core import ConfigError, DataError, NumericalError, ShapeError, Streams, build
 from invdiff.generators import BurgersFlow, DarcyFlow, KolmogorovFlow, SourceFields, store
 from invdiff.generators.flows import NavierStokesPairs
+from invdiff.generators.smoke import SmokeControl
 from invdiff.generators.store import simulate
+from invdiff.io.fields import read_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,54 @@ def test_a_file_of_something_else_is_not_continued(tmp_path, name):
             with pytest.raises(ConfigError, match=f"{name} is there, and is no data set that simulate wrote"):
                 simulate(Noise(), 4, target, resume=resume)
         assert foreign is None or here.read_bytes() == foreign
+
+
+def test_an_unfinished_file_of_another_version_is_not_continued(tmp_path):
+    target, part = tmp_path / "a.h5", tmp_path / "a.h5.part"
+    simulate(Noise(), 4, target).rename(part)
+    with h5py.File(part, "r+") as file:
+        file.attrs["version"] = "0.0.1"
+        file.attrs["done"] = 2
+    with pytest.raises(ConfigError, match=r"a.h5.part was begun by version 0.0.1 of invdiff, not .*resume=false to begin anew"):
+        simulate(Noise(), 4, target)
+    simulate(Noise(), 4, target, resume=False)
+    # one that is complete stays
+    with h5py.File(target, "r+") as file:
+        file.attrs["version"] = "0.0.1"
+    assert simulate(Noise(), 4, target) == target
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Frames of two components on 4 x 6 points, and a number of each."""
+
+    seed: int = 0
+    axes: int = 2
+
+    @property
+    def grid_axes(self):
+        return {"v": self.axes}
+
+    def __call__(self, indices, *, dtype=torch.float32, device="cpu"):
+        values = Streams(self.seed, indices).normal(0, (3, 2, 4, 6), dtype=torch.float64)
+        return {"v": values.to(dtype), "w": values[:, :, 0].to(dtype), "sum": values.sum((2, 3, 4)).to(dtype)}
+
+
+def test_only_axes_of_the_grid_are_thinned(tmp_path):
+    path, expected = simulate(Vectors(), 2, tmp_path / "a.h5"), Vectors()(range(2))
+    with h5py.File(path) as file:
+        assert {name: int(file[name].attrs["grid_axes"]) for name in file} == {"v": 2, "w": 2, "sum": 0}
+    found = read_fields(path, every=2, times=[2, 0]).values
+    np.testing.assert_array_equal(found["v"], expected["v"][:, [2, 0], :, ::2, ::2])
+    np.testing.assert_array_equal(found["w"], expected["w"][:, [2, 0], ::2, ::2])
+    np.testing.assert_array_equal(found["sum"], expected["sum"][:, [2, 0]])
+    # without the attribute all axes after the first two are those of the grid
+    with h5py.File(path, "r+") as file:
+        del file["v"].attrs["grid_axes"]
+    np.testing.assert_array_equal(read_fields(path, every=2).values["v"], expected["v"][:, :, ::2, ::2, ::2])
+    with pytest.raises(ConfigError, match="Vectors: expected grid_axes of v from 0 to 3, got 4"):
+        simulate(Vectors(axes=4), 2, tmp_path / "b.h5")
+    assert SmokeControl(size=32).grid_axes == {"velocity": 2, "control": 2}
 
 
 def test_other_fields_under_the_same_name_are_found_out(tmp_path, monkeypatch, becomes):

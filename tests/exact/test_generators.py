@@ -35,6 +35,24 @@ def test_a_sample_is_a_function_of_seed_and_index(name):
         torch.testing.assert_close(single, values[2:].float(), rtol=1e-3, atol=1e-4 * float(values.abs().max()))
 
 
+def test_a_chaotic_sample_is_the_same_in_every_batch():
+    """In float32 too: integrated in it, the rounding of another batch or start would grow to another flow."""
+    flow = KolmogorovFlow(size=16, spinup=2.0, interval=1.0, frames=2, steps=24)
+    together = flow([0, 1, 2])["w"]
+    torch.testing.assert_close(flow([2])["w"], together[2:], rtol=1e-6, atol=1e-6)
+    assert torch.equal(together, flow([0, 1, 2], dtype=F64)["w"].float())
+    pairs = NavierStokesPairs(size=8, time=0.1, steps=4)
+    for name, values in pairs([0, 1, 2], dtype=F64).items():
+        assert torch.equal(pairs([0, 1, 2])[name], values.float())
+
+
+def test_a_rare_state_of_burgers_is_within_the_default_steps():
+    """Sample 9627 of seed 0 reaches 5 standard deviations of a point."""
+    flow = BurgersFlow()
+    start = BurgersFlow(solve=False)([9627], dtype=F64)["u"]
+    assert float(flow.solver().courant(start)) < 2.8 < float(flow.solver().courant(start)) * 762 / 508
+
+
 @pytest.mark.parametrize("faces", ["harmonic", "arithmetic"])
 def test_darcy_pressures_solve_the_equation_of_their_permeabilities(faces):
     made = DarcyFlow(size=12, low=2.0, high=7.0, faces=faces)(range(4), dtype=F64)
@@ -131,7 +149,13 @@ def test_burgers_frames_are_the_solution_of_the_first():
         (lambda: KolmogorovFlow(frames=0), "frames >= 1"),
         (lambda: KolmogorovFlow(interval=0.0), "interval"),
         (lambda: NavierStokesPairs(size=4), "size >= 8"),
+        (lambda: SourceFields(wavenumber=math.nan), "finite wavenumber >= 0, got nan"),
+        (lambda: SourceFields(wavenumber=-1.0), "finite wavenumber >= 0, got -1"),
         (lambda: BurgersFlow(frames=3, steps=10), "frames >= 1 that divide steps"),
+        (lambda: BurgersFlow(steps=0), "BurgersFlow: expected steps > 0, got 0"),
+        (lambda: BurgersFlow(viscosity=math.nan), "BurgersFlow: expected a finite viscosity >= 0, got nan"),
+        (lambda: BurgersFlow(time=-1.0), "BurgersFlow: expected time > 0, got -1"),
+        (lambda: BurgersFlow(steps=508), "BurgersFlow: expected steps >= 658, which are stable up to 6 standard deviations"),
     ],
 )
 def test_sets_that_can_not_be(make, words):
@@ -196,6 +220,15 @@ def test_stored_fields_are_the_entries_in_turn(tmp_path):
         source(-1)
     with pytest.raises(DataError, match="entries and a grid of 4 axes"):
         Stored(path, "w", dims=4)
+    with pytest.raises(ConfigError, match=r"steps of roll of at most the \(4, 5\) points of the grid, got \(5, 1\)"):
+        Stored(path, "w", roll=(5, 1))
+    broken = values.copy()
+    broken[1, 0, 2, 2] = np.inf
+    path = stored(tmp_path, broken=broken, turning=values + 1j, other=values)
+    with pytest.raises(DataError, match="1 of the 120 values are NaN or infinite"):
+        Stored(path, "broken")
+    with pytest.raises(DataError, match="expected real values, got complex128"):
+        Stored(path, "turning")
 
 
 def test_a_half_turn_is_about_the_first_point(tmp_path):

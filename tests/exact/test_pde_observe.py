@@ -271,3 +271,28 @@ def test_what_is_refused_is_named():
         Functionals(torch.ones(4))
     with pytest.raises(ConfigError, match="random_apertures: expected count"):
         random_apertures((1, 8), 2, 0.0)
+
+
+def test_solve_keeps_its_digits_where_the_penalty_is_small():
+    """Directions that are seen are of the size 1 / s^2, beside 1 / rho = 1e8 for the others."""
+    operator, rho = Functionals(randn(3, 8)), 1e-8
+    b = operator.adjoint(randn(1, 3, seed=1))
+    want = torch.linalg.solve(dense(operator).T @ dense(operator) + rho * torch.eye(8, dtype=F64), b[0])
+    # b in float32 has rounding in the directions that are not seen: what is seen of the solution is compared
+    got = operator.solve(b.float(), rho)
+    assert got.dtype == torch.float32
+    seen = torch.linalg.svd(dense(operator), full_matrices=False).Vh
+    torch.testing.assert_close(seen @ got[0].double(), seen @ want, rtol=1e-4, atol=0)
+    # eps / rho, some times over
+    torch.testing.assert_close(operator.solve(b, rho)[0], want, rtol=0, atol=1e-6)
+
+
+def test_only_solve_and_pinv_decompose(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("decomposed")
+
+    operator, x = Functionals(randn(3, 8)), randn(1, 8)
+    monkeypatch.setattr(torch.linalg, "svd", refuse)
+    operator.adjoint(operator(x))
+    with pytest.raises(AssertionError, match="decomposed"):
+        operator.pinv(randn(1, 3))

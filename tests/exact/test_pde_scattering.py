@@ -295,7 +295,13 @@ def test_errors_say_what_to_do():
     broken[1, 0, 3, 4] = math.nan
     with pytest.raises(DataError, match="LippmannSchwinger: expected a finite contrast, item 1 is not"):
         small()(broken)
+    with pytest.raises(NumericalError, match=r"item 1, transmitter 0 is at a relative residual of (nan|inf)"):
+        small()(contrast(12) * torch.tensor([0.1, 1e300], dtype=F64).reshape(2, 1, 1, 1))
+    with pytest.raises(NumericalError, match="residual of nan after 0 iterations"):
+        small().vjp(contrast(12, 1))[1](torch.full((1, 3, 7), math.nan, dtype=C128))
     for make in (BornScattering, LippmannSchwinger):
+        with pytest.raises(ConfigError, match=r"expected finite positions of receivers, found one at \(nan, 2\)"):
+            make(12, **{**SMALL, "receivers": [[2.0, 0.0], [math.nan, 2.0]]})
         with pytest.raises(ConfigError, match="expected at least two cells per wavelength, 36 along"):
             make(12, length=0.18, wavelength=0.01)
         with pytest.raises(ConfigError, match="expected receivers outside the square"):
@@ -323,3 +329,19 @@ def test_generated_scatterers():
     assert gap(fine[..., 1::3, 1::3], f.double()) < 1e-6
     with pytest.raises(ConfigError, match="Scatterers: expected contrast"):
         Scatterers(contrast=(0.8, 0.3))
+    low = Scatterers(size=32, contrast=(-0.5, -0.2))(range(6))["f"]
+    assert float(low.min()) >= -0.5 - 1e-6 and float(low.max()) == 0.0
+
+
+def test_long_thin_scatterers_stay_within_the_walls():
+    """The edge is as much wider along an axis as that is longer."""
+    f = Scatterers(size=64, axes=(0.01, 0.2), edge=0.01)(range(60))["f"]
+    assert max(float(f[..., 0, :].max()), float(f[..., -1, :].max()), float(f[..., 0].max()), float(f[..., -1].max())) == 0.0
+    with pytest.raises(ConfigError, match=r"reach to at most 0.47 from their centre, got up to 0.522"):
+        Scatterers(axes=(0.02, 0.3), edge=0.01)
+
+
+def test_positions_as_lists():
+    places = {"transmitters": [[2.0, 0.0]], "receivers": [[-2.0, 0.5], [0.0, 2.0]]}
+    f, listed = contrast(12), small(**places)
+    assert torch.equal(listed(f), small(**{k: torch.tensor(v, dtype=F64) for k, v in places.items()})(f))

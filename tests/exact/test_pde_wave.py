@@ -25,6 +25,10 @@ def tiny(**more):
     return AcousticWave((7, 6), SOURCES, RECEIVERS, **how)
 
 
+def tiny_at(receivers):
+    return AcousticWave((7, 6), SOURCES, receivers, spacing=1.0, dt=0.2, steps=20, frequency=0.5, layer=3, fastest=1.6)
+
+
 def velocity(operator, seed=0, batch=2, dtype=F64):
     """Between 0.5 and 1.5."""
     return 0.5 + Streams(seed, batch).uniform(0, operator.in_shape, "c", dtype)
@@ -229,6 +233,10 @@ def test_wrong_arguments_are_named():
             tiny(**more)
     with pytest.raises(ShapeError, match="wavelet"):
         tiny(wavelet=torch.zeros(19))
+    with pytest.raises(ConfigError, match="AcousticWave: expected a finite wavelet, 1 of its values are not"):
+        tiny(wavelet=[0.0] * 19 + [float("nan")])
+    with pytest.raises(ConfigError, match=r"receiver at .* outside"):
+        tiny_at([[2.0, float("nan")]])
     with pytest.raises(ShapeError, match="sources"):
         AcousticWave((7, 6), [1.0, 2.0], RECEIVERS)
     with pytest.raises(ShapeError, match="for each source"):
@@ -242,3 +250,9 @@ def test_wrong_arguments_are_named():
         c[1, 0, 2, 3] = value
         with pytest.raises(DataError, match="item 1 "):
             tiny()(c)
+
+
+def test_lists_are_as_precise_as_tensors():
+    w = ricker(0.5, 0.2, 20)
+    c = velocity(tiny())
+    assert torch.equal(tiny(wavelet=w.tolist())(c), tiny(wavelet=w)(c))

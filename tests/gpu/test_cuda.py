@@ -5,7 +5,11 @@ import torch
 
 import invdiff
 from invdiff.catalogue import load, names
-from invdiff.core import Streams
+from invdiff.core import Karras, Streams
+from invdiff.priors import EDMDenoiser, UNet
+from invdiff.priors.refine import refine
+from invdiff.priors.wdno import FieldCode, field_network
+from invdiff.samplers import Guided, Heun
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -35,3 +39,14 @@ def test_a_sampler_gives_the_same_draws_on_the_gpu():
     moved = invdiff.Problem(operator.to("cuda"), problem.noise.to("cuda"), problem.y.cuda())
     on_gpu = sampler(moved, prior.to("cuda"), n=2, seed=0).x
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-2)
+
+
+def test_refinement_runs_where_its_network_is():
+    code = FieldCode(unknown=("r",), slices=("u0",), fields=("f", "coarse"), wavelet="haar", scales={"r": [1e-3] * 4})
+    unet = UNet(4, 4, widths=(32,), blocks=1, concat_channels=code.concat_channels(2), patch=1)
+    network = field_network(EDMDenoiser(unet, sigma_data=1.0), code)
+    streams, sampler = Streams(0, 2), Guided(None, Heun(), Karras(0.01, 10.0), steps=2)
+    u0, f, coarse = (streams.normal(0, (1, *grid), name) for name, grid in (("u0", (16,)), ("f", (8, 16)), ("u", (4, 8))))
+    (on_cpu,) = refine(network, code, coarse, u0, f, sampler, seed=3)
+    (on_gpu,) = refine(network.to("cuda"), code, coarse.cuda(), u0.cuda(), f.cuda(), sampler, seed=3)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=1e-4)

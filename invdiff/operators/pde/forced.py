@@ -11,9 +11,9 @@ transform up to phases which no derivative sees. In time ETDRK4 as in `spectral`
 round-off whatever the step.
 
 Order 4 in time, for u(0) that is 0 at the walls; f need not be. Of any other u(0) the equation makes a layer of width
-sqrt(nu t) at once, which resolves with the steps: the order seen was 2.2 at z = nu k_max^2 dt of 10, 2.8 at 5, 3.5 at 2.5, and
-3.9 at 1.2. In space spectral for u(0) and f that are odd about the walls; samples of a jump there alias at order 2 in 1 / n.
-Values of the sine series cut at n (`dst` on a finer grid, `idst` of its first n) do not.
+sqrt(nu t) at once, which resolves with the steps: the order is then from 2 up until nu k_max^2 dt is small. In space spectral
+for u(0) and f that are odd about the walls; samples of a jump there alias at order 2 in 1 / n (`tests/exact/test_pde_forced.py`
+holds these orders). Values of the sine series cut at n (`dst` on a finer grid, `idst` of its first n) do not.
 
 References: Cox, Matthews, Exponential time differencing for stiff systems, JCP 176, 2002. Kassam, Trefethen, Fourth-order
 time-stepping for stiff PDEs, SIAM J. Sci. Comput. 26, 2005. Hochbruck, Ostermann, Exponential integrators, Acta Numerica 19,

@@ -17,6 +17,7 @@ References: Richmond, Scattering by a dielectric cylinder of arbitrary cross sec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,8 +27,9 @@ from torch import Tensor
 
 from ...core.errors import ConfigError, ShapeError
 
-__all__ = ["Layout", "convolve", "ring"]
+__all__ = ["Layout", "Positions", "convolve", "ring"]
 
+Positions = Tensor | Sequence[Sequence[float]]
 Source = Literal["point", "plane"]
 
 
@@ -76,13 +78,19 @@ class Layout:
     def wavenumber(self) -> float:
         return 2.0 * math.pi / self.wavelength
 
-    def points(self, what: str, where: int | Tensor, radius: float) -> np.ndarray:
+    def points(self, what: str, where: int | Positions, radius: float) -> np.ndarray:
         """`where` as positions (m, 2) float64: given, or their number on a circle; all outside the square."""
         if isinstance(where, int) and where < 1:
             raise ConfigError(f"{self.owner}: expected {what} >= 1, got {where}")
-        points = ring(where, radius) if isinstance(where, int) else where.detach().double().cpu()
+        if isinstance(where, int):
+            points = ring(where, radius)
+        else:
+            points = torch.as_tensor(where, dtype=torch.float64).detach().cpu()
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
             raise ShapeError(f"{self.owner}: expected {what} as a number or positions (m, 2), got {tuple(points.shape)}")
+        if not bool(points.isfinite().all()):
+            one = points[~points.isfinite().all(1)][0].tolist()
+            raise ConfigError(f"{self.owner}: expected finite positions of {what}, found one at ({one[0]:.4g}, {one[1]:.4g})")
         inside = points.abs().amax(1) <= 0.5 * self.length
         if bool(inside.any()):
             one = points[inside][0].tolist()

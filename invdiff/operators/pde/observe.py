@@ -7,7 +7,7 @@
 The means are exact for the interpolant, and of second order for smooth series. The weights W = U diag(s) V^T are a dense
 matrix on the first axes of the field, so that
 
-    (A^T A + rho)^-1 = (I - V diag(s^2 / (s^2 + rho)) V^T) / rho,    A^+ = V diag(1 / s) U^T
+    (A^T A + rho)^-1 = V diag(1 / (s^2 + rho)) V^T + (I - V V^T) / rho,    A^+ = V diag(1 / s) U^T
 
 Noise of another strength at each sensor is `Gaussian(sigma)` with a tensor that broadcasts to the measurement; `whitened` is
 the same problem in units of it, for methods that need one noise level.
@@ -41,24 +41,28 @@ class _Dense(LinearOperator):
     def __init__(self, shape: tuple[int, ...], axes: int, weights: Tensor) -> None:
         super().__init__(shape, (len(weights), *shape[axes:]))
         self.size = prod(shape[:axes])
-        self.constants = Constants(_decomposed, weights.reshape(-1, self.size).to(torch.float64))
+        matrix = weights.reshape(-1, self.size).to(torch.float64)
+        self.constants, self.decomposition = Constants(_itself, matrix), Constants(_decomposed, matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        w, *_ = self.constants(x)
+        (w,) = self.constants(x)
         return (w @ self._columns(x)).reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        w, *_ = self.constants(y)
+        (w,) = self.constants(y)
         return (w.mT @ self._rows(y)).reshape(-1, *self.in_shape)
 
     def solve(self, b: Tensor, rho: Tensor | float) -> Tensor:
-        _, _, s, v = self.constants(b)
-        weight, square, columns = torch.as_tensor(rho).reshape(-1, 1, 1), s.square()[:, None], self._columns(b)
-        known = v @ (square / (square + weight) * (v.mT @ columns))
-        return ((columns - known) / weight).reshape(b.shape)
+        # 1 / rho would make the rounding of float32 large in the directions that are seen
+        columns = self._columns(b).double()
+        _, s, v = self.decomposition(columns)
+        weight = torch.as_tensor(rho, dtype=torch.float64, device=b.device).reshape(-1, 1, 1)
+        seen = v.mT @ columns
+        known = v @ (seen / (s.square()[:, None] + weight))
+        return (known + (columns - v @ seen) / weight).reshape(b.shape).to(b.dtype)
 
     def pinv(self, y: Tensor) -> Tensor:
-        _, u, s, v = self.constants(y)
+        u, s, v = self.decomposition(y)
         inverse = torch.where(s > 0.0, 1.0 / s, 0.0)[:, None]
         return (v @ (inverse * (u.mT @ self._rows(y)))).reshape(-1, *self.in_shape)
 
@@ -211,14 +215,18 @@ class _Whitening(LinearOperator):
         return self.constants(y)[0] * y
 
 
+def _itself(w: Tensor) -> tuple[Tensor]:
+    return (w,)
+
+
 def _reciprocal(sigma: Tensor) -> tuple[Tensor]:
     return (1.0 / sigma,)
 
 
 def _decomposed(w: Tensor) -> tuple[Tensor, ...]:
-    """W, U, s, V with zero for the singular values that are rounding."""
+    """U, s, V with zero for the singular values that are rounding."""
     u, s, vh = torch.linalg.svd(w, full_matrices=False)
-    return w, u, torch.where(s > max(w.shape) * torch.finfo(s.dtype).eps * s[:1], s, 0.0), vh.mT
+    return u, torch.where(s > max(w.shape) * torch.finfo(s.dtype).eps * s[:1], s, 0.0), vh.mT
 
 
 def domain(

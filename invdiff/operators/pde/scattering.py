@@ -37,7 +37,7 @@ from torch import Tensor
 from ...core.errors import ConfigError, DataError, NumericalError, require_positive
 from ...core.operator import LinearOperator, Operator
 from ..constants import Constants
-from .green import Layout, Source, convolve
+from .green import Layout, Positions, Source, convolve
 
 __all__ = ["BornScattering", "LippmannSchwinger"]
 
@@ -70,8 +70,8 @@ class BornScattering(LinearOperator):
         *,
         length: float = 0.18,
         wavelength: float = 0.0084375,
-        transmitters: int | Tensor = 20,
-        receivers: int | Tensor = 360,
+        transmitters: int | Positions = 20,
+        receivers: int | Positions = 360,
         radius: float = 1.6,
         source: Source = "point",
         lossy: bool = False,
@@ -105,15 +105,15 @@ class LippmannSchwinger(Operator):
         size, length, wavelength, transmitters, receivers, radius, source, lossy: as of `BornScattering`.
         tol: |u - K(f u) - v| / |v| at which the solver stops, for each item and transmitter; not below 50 eps of the precision.
             Derivatives solve their own system to it, so vjp and jvp are transposes of each other to about tol.
-        max_iter: limit of its iterations. They grow with contrast and size: about 100 at f = 0.5 and 500 at f = 1 for an object
-            of 8 wavelengths at tol = 1e-8.
+        max_iter: limit of its iterations. They grow with the contrast and the size of the object in wavelengths.
 
     Shapes: contrast (B, 1, N, N), real (complex if lossy) -> field (B, T, R) complex, in the unit of the incident field.
 
     Raises:
         ConfigError, ShapeError: as `BornScattering`.
         DataError: in a call, a contrast that is not finite; the item is named.
-        NumericalError: in a call or its derivative, the tolerance is not reached; item, transmitter and residual are named.
+        NumericalError: in a call or its derivative, the tolerance is not reached, or values are no longer finite; item,
+            transmitter and residual are named.
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class LippmannSchwinger(Operator):
         *,
         length: float = 0.18,
         wavelength: float = 0.0084375,
-        transmitters: int | Tensor = 20,
-        receivers: int | Tensor = 360,
+        transmitters: int | Positions = 20,
+        receivers: int | Positions = 360,
         radius: float = 1.6,
         source: Source = "point",
         lossy: bool = False,
@@ -253,22 +253,24 @@ class _Solver:
         while True:
             defect = u - convolve(kernel, f * u) - v
             rest = _norm(defect)
-            missed = rest > want
+            missed = ~(rest <= want)
             if not bool(missed.any()):
                 return u
-            if used >= self.max_iter:
-                self._refuse(rest / _norm(v), missed)
+            # what has become NaN or infinite stays so
+            lost = missed & ~rest.isfinite()
+            if used >= self.max_iter or bool(lost.any()):
+                self._refuse(rest / _norm(v), lost if bool(lost.any()) else missed, used)
             # the defect of the field is K S r for the residual r of z: they fall together, but for what a new start mends
             share = torch.where(missed, 0.5 * want / rest.clamp_min(torch.finfo(rest.dtype).tiny), 2.0)
             step, count = _cocr(kernel, root, root * u - z, share, self.max_iter - used)
             z, used = z + step, used + count
             u = v + convolve(kernel, root * z)
 
-    def _refuse(self, relative: Tensor, missed: Tensor) -> None:
+    def _refuse(self, relative: Tensor, missed: Tensor, used: int) -> None:
         item, transmitter = missed.nonzero()[0, :2].tolist()
         raise NumericalError(
             f"LippmannSchwinger: item {item}, transmitter {transmitter} is at a relative residual of "
-            f"{float(relative[item, transmitter]):.1e} after {self.max_iter} iterations: raise max_iter or tol, or lower the "
+            f"{float(relative[item, transmitter]):.1e} after {used} iterations: raise max_iter or tol, or lower the "
             "contrast"
         )
 

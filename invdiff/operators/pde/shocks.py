@@ -25,8 +25,9 @@ dt, which a splitting would not do.
 
 R(infinity) is the factor of the stiffest modes of diffusion in a step: they are damped. For nu > 0 the linear scheme (one
 speed, slopes not limited) is stable for Courant numbers c = dt max|u| / h up to 0.9 at every nu dt / h^2. SSP-RK2 with
-Crank-Nicolson is not: its stiff modes have the factor -1 - dt N, and at c = 0.9 it grows from nu dt / h^2 = 1.7 on. For nu = 0
-both are total variation diminishing (f = 0) for c up to 1/2, and linearly stable up to 1, above which a state is refused.
+Crank-Nicolson is not: its stiff modes have the factor -1 - dt N, and at c = 0.9 it grows from nu dt / h^2 = 1.7 on
+(`tests/exact/test_pde_shocks.py` holds both). For nu = 0 both schemes are total variation diminishing (f = 0) for c up to 1/2,
+and linearly stable up to 1, above which a state is refused.
 
 Of a u(0) that is not 0 at a wall the first steps lose the layer of width sqrt(nu dt) that it makes: errors are of order 3/2 in
 dt, order 2 in h where steps grow as n^2, 3/2 where they grow as n.

@@ -107,7 +107,7 @@ class AcousticWave(Operator):
         dt: float = 1e-3,
         steps: int = 1000,
         frequency: float = 10.0,
-        wavelet: Tensor | None = None,
+        wavelet: Tensor | Sequence[float] | Sequence[Sequence[float]] | None = None,
         order: int = 4,
         layer: int = 20,
         surface: bool = False,
@@ -143,9 +143,11 @@ class AcousticWave(Operator):
                 f"AcousticWave: dt = {dt:g} is too long for layers of {layer} points and a velocity of {fastest:g}: give "
                 f"dt <= {longest:.3g}"
             )
-        w = ricker(frequency, dt, steps) if wavelet is None else torch.as_tensor(wavelet).detach().double()
+        w = ricker(frequency, dt, steps) if wavelet is None else torch.as_tensor(wavelet, dtype=torch.float64).detach()
         if w.shape not in ((steps,), (len(at), steps)):
             raise ShapeError(f"AcousticWave: expected a wavelet (steps,) or (shots, steps), got {tuple(w.shape)}")
+        if not bool(w.isfinite().all()):
+            raise ConfigError(f"AcousticWave: expected a finite wavelet, {int((~w.isfinite()).sum())} of its values are not")
         for name, points in (("source", at), ("receiver", to)):
             place = points / torch.tensor(h, dtype=torch.float64)
             inside = ((place >= -1e-9) & (place <= torch.tensor([n - 1, m - 1]) + 1e-9)).all(-1)
