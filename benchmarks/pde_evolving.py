@@ -11,6 +11,8 @@ from torch import Tensor
 from invdiff.core import Streams
 from invdiff.operators.pde.forced import BurgersWalls
 from invdiff.operators.pde.shocks import BurgersShocks
+from invdiff.operators.pde.smoke import Smoke
+from invdiff.operators.pde.smoke_grid import rectangles
 from invdiff.operators.pde.spectral import Burgers, KdV, KuramotoSivashinsky
 from invdiff.operators.pde.transport import AdvectionDiffusion
 from invdiff.operators.pde.vorticity import NavierStokes2D, kolmogorov
@@ -142,3 +144,42 @@ def burgers_shocks() -> list[dict]:
         )
         for scheme in ("ssprk2", "ssprk3")
     ]
+
+
+def smoke() -> list[dict]:
+    """The steady vortex psi = sin(pi x) sin(pi y) / pi and what it carries; and steps of time among obstacles on one grid."""
+    time = 0.25
+
+    def velocity(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (PI * x).sin() * (PI * y).cos(), -(PI * x).cos() * (PI * y).sin()
+
+    def vortex(n: int, trace: str) -> tuple[Tensor, Tensor]:
+        """Half a cell a step. Where the smoke has been is found by the method of Runge and Kutta."""
+        c = axis(n, "neumann")
+        y, x = c[:, None].expand(n, n), c.expand(n, n)
+        back, h = torch.stack([y, x]), time / 40
+        for _ in range(40):
+            rates = [torch.stack(velocity(*back)[::-1])]
+            for part in (0.5, 0.5, 1.0):
+                rates.append(torch.stack(velocity(*(back - part * h * rates[-1]))[::-1]))
+            back = back - h / 6.0 * (rates[0] + 2.0 * rates[1] + 2.0 * rates[2] + rates[3])
+        start, late = (1.0 + (PI * q).cos() * (2.0 * PI * p).cos() for p, q in ((y, x), back))
+        flow = torch.stack(velocity(y, x))
+        operator = Smoke((n, n), time=time, steps=round(2 * n * time), velocity=None, fields="all", trace=trace)
+        return operator(torch.cat([start[None], flow])[None])[0], torch.cat([late[None], flow])
+
+    def in_time(steps: int, trace: str) -> Smoke:
+        masks = {"obstacles": rectangles((16, 16), [(5, 6, 4, 3)]), "outlets": rectangles((16, 16), [(15, 3, 1, 4)])}
+        how = {"time": 0.5, "controls": 1, "velocity": None, "buoyancy": 1.0, "fields": "all", "trace": trace}
+        return Smoke((16, 16), steps=steps, **masks, **how)
+
+    a = axis(16, "neumann")
+    y, x = a[:, None].expand(16, 16), a.expand(16, 16)
+    first = torch.stack([1.0 + 0.5 * (PI * x).cos() * (PI * y).cos(), *velocity(y, x), *velocity(y, x)])
+    first[2] = 0.5 * (2.0 * PI * x).cos() * (PI * y).sin()
+    rows = []
+    for trace in ("euler", "midpoint"):
+        pair, make = (lambda n, t=trace: vortex(n, t)), (lambda s, t=trace: in_time(s, t))
+        rows.append(measure("Smoke", f"{trace}, vortex", 1.0, (32, 64), pair, refined="points, steps"))
+        rows.append(in_steps("Smoke", f"{trace}, obstacle and outlet", 1.0, (32, 64), make, first[None], finer=32))
+    return rows

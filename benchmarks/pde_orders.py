@@ -4,10 +4,10 @@ An error is relative, in the 2-norm over the points; a slope is that of the last
 the number of intervals of what is refined: points of an axis, frames, or steps of time. It has to be within 0.1 of the order
 that the operator declares. Rows of order `exact` have to err by rounding at the last size, by 1e-11 or less.
 
-    python benchmarks/pde_orders.py [--threads 1] [--only NAME ...] [--json FILE]
+    python benchmarks/pde_orders.py [--threads 1] [--only NAME ...] [--json FILE] [--markdown]
 
 The table that is kept is benchmarks/results/pde_orders.json. A further operator is a function of its rows, in
-`pde_steady` or `pde_evolving`, and a name in TABLES.
+`pde_steady`, `pde_evolving` or `pde_waves`, and a name in TABLES.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pde_evolving import advection_diffusion, burgers, burgers_shocks, burgers_walls, kdv, kuramoto_sivashinsky, navier_stokes
+from pde_evolving import (
+    advection_diffusion,
+    burgers,
+    burgers_shocks,
+    burgers_walls,
+    kdv,
+    kuramoto_sivashinsky,
+    navier_stokes,
+    smoke,
+)
 from pde_steady import band, darcy, heat, helmholtz, poisson, sensors, series
+from pde_waves import acoustic_wave, scattering
 
 TABLES: tuple[Callable[[], list[dict]], ...] = (
     # constant coefficients
@@ -39,7 +49,10 @@ TABLES: tuple[Callable[[], list[dict]], ...] = (
     # between walls
     burgers_walls,
     burgers_shocks,
-    # smoke, waves, scattering: to be listed here
+    smoke,
+    # waves
+    acoustic_wave,
+    scattering,
     # observation
     sensors,
     series,
@@ -57,11 +70,22 @@ def show(row: dict) -> None:
     )
 
 
+def markdown(rows: list[dict]) -> str:
+    """The table of docs/fields.md: the last error of each row, and the slope of the last two."""
+    lines = ["| operator | scheme | refined | against | declared | slope | relative error |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        order, slope = ("exact", "") if row["declared"] is None else (f"{row['declared']:g}", f"{row['slope']:.2f}")
+        names = f"`{row['operator']}` | {row['scheme']} | {row['refined']} | {row['against']}"
+        lines.append(f"| {names} | {order} | {slope} | {row['errors'][-1]:.1e} at {row['sizes'][-1]} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     parser.add_argument("--only", nargs="+", choices=[t.__name__ for t in TABLES], metavar="NAME")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/fields.md at the end")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -76,6 +100,8 @@ def main() -> int:
     if arguments.json:
         facts = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
         arguments.json.write_text(json.dumps({"facts": facts, "rows": rows}, indent=1), encoding="utf-8")
+    if arguments.markdown:
+        print(markdown(rows))
     return 0 if all(row["ok"] for row in rows) else 1
 
 

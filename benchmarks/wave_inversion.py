@@ -138,12 +138,12 @@ def main() -> int:
                 if arguments.json is not None:
                     arguments.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     for name in arguments.task:
-        for method in dict.fromkeys(r["method"] for r in rows if r["task"] == name):
-            own = [r for r in rows if (r["task"], r["method"]) == (name, method)]
+        for method, size in dict.fromkeys((r["method"], r["size"]) for r in rows if r["task"] == name):
+            own = [r for r in rows if (r["task"], r["method"], r["size"]) == (name, method, size)]
             mean = {k: sum(r[k] for r in own) / len(own) for k in ("error", "chi2", "seconds")}
             covered = [r["coverage"] for r in own if "coverage" in r]
             print(
-                f"{name:<11} {method:<18} {len(own)} items  error {mean['error']:.3f}  chi^2 {mean['chi2']:9.2f}  "
+                f"{name:<11} {size:>3} {method:<18} {len(own)} items  error {mean['error']:.3f}  chi^2 {mean['chi2']:9.2f}  "
                 f"coverage {sum(covered) / len(covered) if covered else float('nan'):.3f}  {mean['seconds']:7.1f} s"
             )
     return 0

@@ -40,7 +40,7 @@ prior = invdiff.prior(
     "scatterers", **{"prior.shape": [1, size, size], "prior.spacing": 1.0 / size, "operator.shape": [1, size, size]}
 )
 cut = prior.synthesis((1, size, size))
-sampler = invdiff.sampler("mmps_newton", steps=arguments.steps)
+sampler = invdiff.sampler("mmps_tangent_ancestral", steps=arguments.steps)
 images = {"truth": truth[0, 0]}
 for title, method in {"Born": Linearised(strength=1e-4), "least squares": LeastSquares(krylov=20)}.items():
     x, facts = method(problem)
