@@ -81,6 +81,10 @@ class _Composition(Operator):
         y, push_outer, pull_outer = self.outer.linearize(middle)
         return y, lambda t: push_outer(push_inner(t)), lambda v: pull_inner(pull_outer(v))
 
+    def guess(self, y: Tensor) -> Tensor:
+        """The guess of the inner operator at that of the outer one."""
+        return self.inner.guess(self.outer.guess(y))
+
 
 class _LinearComposition(LinearOperator):
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
@@ -107,6 +111,10 @@ class _LinearComposition(LinearOperator):
         if isinstance(self.inner, ViewAsComplex):
             return self.inner.adjoint(self.outer.pinv(y))
         return super().pinv(y)
+
+    def guess(self, y: Tensor) -> Tensor:
+        """The guess of the inner operator at that of the outer one, which is not A^+ y."""
+        return self.inner.guess(self.outer.guess(y))
 
 
 class _Sum(Operator):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .counting import operator_call
-from .errors import NumericalError, ShapeError
+from .errors import CapabilityError, NumericalError, ShapeError
 from .linalg import cg, expand
 
 __all__ = ["LinearOperator", "Operator"]
@@ -157,6 +157,14 @@ class Operator(nn.Module):
         y, pull = self.vjp(x)
         return y, lambda t: self.jvp(x, t)[1], pull
 
+    def guess(self, y: Tensor) -> Tensor:
+        """A crude inverse, (B, *out_shape) -> (B, *in_shape), for a sampler to start from; no part of the model.
+
+        Raises:
+            CapabilityError: the operator has none.
+        """
+        raise CapabilityError(f"{type(self).__name__} has no guess(y): start from the prior")
+
     def count_measured(self) -> int:
         """Number of real values that are measured: a complex one counts two."""
         ones = torch.ones(self.out_shape) if self.measured is None else self.measured.expand(self.out_shape)
@@ -228,6 +236,10 @@ class LinearOperator(Operator):
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """The value at x, and the operator and its adjoint."""
         return self(x), self, self.adjoint
+
+    def guess(self, y: Tensor) -> Tensor:
+        """A^+ y."""
+        return self.pinv(y)
 
     @property
     def H(self) -> LinearOperator:

@@ -22,7 +22,9 @@ inverse for it, dense in the space of the measurement and factorised once per no
     p = (A V_C A^T + Sigma_y)^{-1} residual,    V_C = sigma^2 C / (C + sigma^2),
 
 so that one step is exact where the prior is that field, and a few serve a network trained on something like it, whatever the
-condition number: smooth fields seen by hundreds of nearly noise-free sensors, say.
+condition number: smooth fields seen by hundreds of nearly noise-free sensors, say. Where A is not linear its tangent J stands
+for it, at M products with J^T a linearisation for M measurements: dear, but a flow stretches what it carries, and no spectrum
+describes J V J^T then.
 
 An operator that is not linear is replaced by its tangent, first at D and, with `newton` > 1, again at each estimate x_k (the
 iterated extended Kalman filter, which is Gauss-Newton's method for the mode):
@@ -39,6 +41,7 @@ Automat. Control 38, 1993.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,8 +50,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, ConfigError, Denoiser, LinearOperator, Operator, Problem, dot, expand
-from ..priors.field import DENSE, SpectralGaussian, rows
+from ..core import ConfigError, Denoiser, LinearOperator, Problem, dot, expand
+from ..priors.field import SpectralGaussian
+from .dense import dense, dense_tangents, innermost, required
 from .guidance import Guidance, Jacobian, linearize, require_gaussian
 
 __all__ = ["MMPS"]
@@ -82,7 +86,7 @@ class MMPS(Guidance):
             preconditioner. It pays for operators of large condition number with a fast `solve`: in tomography two steps with it
             do better than eight without. It changes nothing where A A^T is a multiple of the identity on what is measured.
         reference: a Gaussian field on the prior's grid for the preconditioner, or "prior" for the prior itself; None for none.
-            For linear operators with at most 2,048 real measurements.
+            For at most 2,048 real measurements.
 
     Raises:
         CapabilityError: the noise is not Gaussian (its sigma may differ between measurements), or with `data_std` the operator
@@ -103,14 +107,15 @@ class MMPS(Guidance):
             raise ConfigError(f"MMPS: expected data_std > 0 or none, got {self.data_std}")
         if self.newton_below is not None and not self.newton_below > 0:
             raise ConfigError(f"MMPS: expected newton_below > 0 or none, got {self.newton_below}")
-        if self.data_std is not None and self.reference is not None:
-            raise ConfigError("MMPS: expected data_std or reference, got both: they are two preconditioners")
+        given = [name for name in ("data_std", "reference") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"MMPS: expected one preconditioner or none, got {' and '.join(given)}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         if self.data_std is not None:
             return frozenset({"adjoint", "solve"})
-        return frozenset({"vjp"} if self.reference is None else {"adjoint"})
+        return frozenset({"vjp"})
 
     def __call__(self, prior: Denoiser, problem: Problem) -> Denoiser:
         return _Guided(prior, problem, self, require_gaussian(problem, "MMPS"))
@@ -122,9 +127,12 @@ class _Guided(Denoiser):
         self.prior, self.operator, self.y = prior, problem.operator, problem.y
         self.options, self.variance = options, sigma_y.square()
         self.factors: Callable[[Tensor, Tensor], Tensor] | None = None
+        self.field: SpectralGaussian | None = None
         if options.reference is not None:
-            field = _innermost(prior) if options.reference == "prior" else options.reference
-            self.factors = _preconditioner(field, problem.operator, problem.y, sigma_y)
+            found = innermost(prior) if options.reference == "prior" else options.reference
+            self.field = copy.deepcopy(required(found, problem.operator)).to(problem.y.device)
+            if isinstance(problem.operator, LinearOperator):
+                self.factors = dense(self.field, problem.operator, problem.y, sigma_y)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised, transposed = linearize(self.prior, x, sigma)
@@ -141,16 +149,16 @@ class _Guided(Denoiser):
                 def spread(v: Tensor, pull: Jacobian = pull) -> Tensor:
                     return expand(sigma.square(), x) * transposed(pull(v))
 
-                update = denoised + self._update(r, sigma, push, spread)
+                update = denoised + self._update(r, sigma, push, spread, self._preconditioner(point, sigma))
                 point = torch.where(expand(again, x), update, point) if k else update
         return point
 
-    def _update(self, r: Tensor, sigma: Tensor, push: Jacobian, spread: Jacobian) -> Tensor:
+    def _update(self, r: Tensor, sigma: Tensor, push: Jacobian, spread: Jacobian, precondition: Jacobian) -> Tensor:
         """V J^T w for (J V J^T + Sigma_y) w = r, with push = J and spread = V J^T."""
         total: Tensor | None = None
         before: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(self.options.cg_steps):
-            p = self.precondition(_scaled(r), sigma)
+            p = precondition(_scaled(r))
             s = spread(p)
             q = push(s) + self.variance * p
             size = dot(q, q)
@@ -168,8 +176,13 @@ class _Guided(Denoiser):
         assert total is not None
         return total
 
+    def _preconditioner(self, point: Tensor, sigma: Tensor) -> Jacobian:
+        if self.field is None or isinstance(self.operator, LinearOperator):
+            return lambda r: self.precondition(r, sigma)
+        return dense_tangents(self.field, self.operator, point, sigma, self.variance)
+
     def precondition(self, r: Tensor, sigma: Tensor) -> Tensor:
-        """(r^2 A A^T + sigma_y^2 I)^{-1} of the residual, up to a factor, or (A V_C A^T + Sigma_y)^{-1} of it."""
+        """The inverse that stands for (A V A^T + Sigma_y)^{-1}, times the residual, up to a factor."""
         if self.factors is not None:
             return self.factors(r, sigma)
         if self.options.data_std is None:
@@ -177,43 +190,6 @@ class _Guided(Denoiser):
         assert isinstance(self.operator, LinearOperator)  # by `needs`
         rho = self.variance.mean() * (1.0 / sigma.square() + 1.0 / self.options.data_std**2)
         return r - self.operator(self.operator.solve(self.operator.adjoint(r), rho))
-
-
-def _innermost(prior: object) -> object:
-    """The Gaussian field inside of what only counts its calls, or lays it on another grid; else the prior."""
-    inner = prior
-    while inner is not None and not isinstance(inner, SpectralGaussian):
-        inner = getattr(inner, "prior", None)
-    return prior if inner is None else inner
-
-
-def _preconditioner(field: object, operator: Operator, y: Tensor, sigma_y: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """(r, sigma) -> (A V_C A^T + Sigma_y)^{-1} r, the factors of each sigma kept."""
-    if not isinstance(field, SpectralGaussian) or tuple(field.shape) != operator.in_shape:
-        found = f"{type(field).__name__} on {getattr(field, 'shape', None)}"
-        raise CapabilityError(f"MMPS: expected as reference a Gaussian field on {operator.in_shape}, got {found}")
-    if not isinstance(operator, LinearOperator) or operator.out_complex or math.prod(operator.out_shape) > DENSE:
-        raise CapabilityError(
-            f"MMPS: a reference needs a linear operator with at most {DENSE} real measurements, {type(operator).__name__} has "
-            f"{operator.out_shape}{' complex' if operator.out_complex else ''}: use data_std, or more cg_steps"
-        )
-    gram = field.to(y.device).gram(rows(operator, y))
-    noise = sigma_y.double().square().expand(operator.out_shape).flatten()
-    factors: dict[float, Tensor] = {}
-
-    def solve(r: Tensor, sigma: Tensor) -> Tensor:
-        out = torch.empty_like(r)
-        for level in sigma.unique().tolist():
-            if level not in factors:
-                matrix = gram(level)
-                matrix.diagonal().add_(noise)
-                factors[level] = torch.linalg.cholesky(matrix)
-            here = sigma == level
-            right = r[here].double().flatten(1).mT
-            out[here] = torch.cholesky_solve(right, factors[level]).mT.reshape(r[here].shape).to(r.dtype)
-        return out
-
-    return solve
 
 
 def _scaled(r: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from .fourier import fft2c, ifft2c
 from .masks import box_mask, equispaced_columns, random_columns, random_mask, variable_density
 from .mri import CartesianMRI, birdcage_maps, cartesian_mri
 from .pointwise import Clip, Exponential, Step
-from .regrid import Regrid
+from .regrid import Every, Regrid
 from .restoration import (
     Blur,
     Downsample,
@@ -31,6 +31,7 @@ __all__ = [
     "ConeBeamCT",
     "DenseCS",
     "Downsample",
+    "Every",
     "Exponential",
     "FanBeamCT",
     "Identity",

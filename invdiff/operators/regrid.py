@@ -8,6 +8,10 @@ the modes that it can't hold. The Nyquist mode of an even periodic axis and the 
 point and have no counterpart of equal norm, are left out; on the other modes of a coarse grid R^T R is a multiple of the
 identity.
 
+    (E x)(i) = x(n i)          E^T: zeros between the points; E E^T = I, E^T E a mask
+
+leaves the field as it is and looks at every n-th point: what the coarse grid can't hold is aliased.
+
 References: Canuto, Hussaini, Quarteroni, Zang, Spectral methods: fundamentals in single domains, 2006, section 2.1.
 """
 
@@ -15,16 +19,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, ShapeError
+from ..core.linalg import expand
 from ..core.operator import LinearOperator
 from .cosine import dct, dst, idct, idst
 
-__all__ = ["Regrid"]
+__all__ = ["Every", "Regrid"]
 
 Boundary = Literal["periodic", "neumann", "dirichlet"]
 
@@ -72,6 +77,52 @@ class Regrid(LinearOperator):
             if n != x.shape[axis]:
                 x = (_periodic if kind == "periodic" else _walls)(x, axis, n, kind)
         return x
+
+
+class Every(LinearOperator):
+    """Every n-th point along each axis, from the first one: (B, C, *grid) -> (B, C, *grid / n).
+
+    Args:
+        shape: (C, *grid) of what comes in, the grid divisible by n.
+        n: >= 1.
+
+    Raises:
+        ShapeError: no axis, or a grid that n does not divide.
+        ConfigError: n below 1.
+    """
+
+    def __init__(self, shape: Sequence[int], n: int = 2) -> None:
+        if n < 1:
+            raise ConfigError(f"Every: expected n >= 1, got {n}")
+        if len(shape) < 2 or any(size % n for size in shape[1:]):
+            raise ShapeError(f"Every: expected (C, *grid) with a grid divisible by {n}, got {tuple(shape)}")
+        super().__init__(tuple(shape), (shape[0], *(size // n for size in shape[1:])))
+        self.n = n
+        self.points: tuple[Any, ...] = (..., *(slice(None, None, n) for _ in shape[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[self.points]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        out = y.new_zeros(len(y), *self.in_shape)
+        out[self.points] = y
+        return out
+
+    def solve(self, b: Tensor, rho: Tensor | float) -> Tensor:
+        weight = expand(torch.as_tensor(rho), b)
+        out = b / weight
+        out[self.points] = b[self.points] / (1.0 + weight)
+        return out
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.adjoint(y)
+
+    def guess(self, y: Tensor) -> Tensor:
+        """The band-limited field on a torus with the values y, without the Nyquist modes of the coarse grid."""
+        return Regrid(self.out_shape, self.in_shape[1:], boundary="periodic")(y)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_shape}, n={self.n}"
 
 
 def _walls(x: Tensor, axis: int, n: int, kind: str) -> Tensor:

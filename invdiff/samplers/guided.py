@@ -9,13 +9,13 @@ times (standard deviation / sigma_max) for the ancestral one, which forgets its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from ..core import Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
 from ..guidance import Guidance
 from .integrators import Heun, Integrator
 
@@ -84,19 +84,36 @@ class Guided(ByGuidance):
         integrator: from one level to the next.
         grid: noise levels between the prior's limits.
         steps: number of levels.
+        start: "prior", noise of the highest level, or "guess", the operator's own crude inverse of y and that noise on it: for
+            operators that are not linear, whose tangents lead astray from afar, with a highest level (the grid's sigma_max) of
+            about the error of the guess. The draws then explore the mode of the posterior that the guess lies in, and differ by
+            less than the posterior's own, where there are others.
+
+    Raises:
+        ConfigError: another start.
+        CapabilityError: start is "guess" and the operator has none.
     """
 
     state_class: ClassVar[type[State]] = Level
     guidance: Guidance | None = None
     integrator: Integrator = field(default_factory=Heun)
     grid: Grid = field(default_factory=Karras)
+    start: Literal["prior", "guess"] = "prior"
+
+    def __post_init__(self) -> None:
+        if self.start not in ("prior", "guess"):
+            raise ConfigError(f'Guided: expected start to be "prior" or "guess", got {self.start!r}')
 
     @property
     def name(self) -> str:
         return f"Guided({type(self.guidance).__name__ if self.guidance else None}, {type(self.integrator).__name__})"
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
+        noise = start(self.grid, self.steps, problem, prior, streams)
+        if self.start == "prior":
+            return noise
+        # one measurement, not yet one for each draw
+        return replace(noise, x=problem.operator.guess(problem.y) + noise.x)
 
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]

@@ -25,8 +25,7 @@ def test_lists(call, group):
     if group == "sampler":
         facts = {row["name"]: row for row in rows}
         assert facts["mmps"]["kind"] == "posterior"
-        assert facts["mmps"]["needs"] == facts["mmps_tangent"]["needs"] == ["vjp"]
-        assert facts["mmps_field"]["needs"] == facts["mmps_source64"]["needs"] == ["adjoint"]
+        assert facts["mmps"]["needs"] == facts["mmps_tangent"]["needs"] == facts["mmps_field"]["needs"] == ["vjp"]
         assert {"adjoint", "solve"} <= set(facts["mmps_preconditioned"]["needs"])
         assert facts["dps"]["kind"] == "point"
     if group == "task":

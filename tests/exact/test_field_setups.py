@@ -62,13 +62,11 @@ def test_darcy_by_sensors_cuts_off_what_no_medium_has(faces):
 
 
 def test_initial_vorticity_is_every_nth_point_of_the_later_flow():
-    operator = initial_vorticity(item(1, 8, 8), every=3, reynolds=50.0, wave=2, amplitude=3.0, time=0.2, steps=8)
-    x = normal(1, 8, 8)
-    flow = NavierStokes2D((8, 8), 0.02, forcing=kolmogorov((8, 8), 2, -3.0), time=0.2, steps=8)(x)
-    seen = torch.zeros(8, 8, dtype=torch.bool)
-    seen[::3, ::3] = True
-    torch.testing.assert_close(operator(x), flow * seen, rtol=1e-12, atol=1e-13)
-    assert torch.equal(operator.measured.expand(1, 8, 8)[0], seen) and operator.count_measured() == 9
+    operator = initial_vorticity(item(1, 9, 9), every=3, reynolds=50.0, wave=2, amplitude=3.0, time=0.2, steps=8)
+    x = normal(1, 9, 9)
+    flow = NavierStokes2D((9, 9), 0.02, forcing=kolmogorov((9, 9), 2, -3.0), time=0.2, steps=8)(x)
+    torch.testing.assert_close(operator(x), flow[..., ::3, ::3], rtol=1e-12, atol=1e-13)
+    assert operator.out_shape == (1, 3, 3) and operator.count_measured() == 9
 
 
 def test_burgers_by_sensors_reads_points_at_times():
@@ -105,7 +103,7 @@ def test_linearisations_are_those_of_torch(memory):
         (lambda: burgers_by_sensors(item(1, 8, 8)), ShapeError, r"burgers_by_sensors: expected a field \(1, N\)"),
         (lambda: source_by_sensors(item(1, 8, 8), sensors=0), ConfigError, "count >= 1"),
         (lambda: darcy_by_sensors(item(1, 8, 8), low=0.0), ConfigError, "0 < low < high, got 0.0 and 30.0"),
-        (lambda: initial_vorticity(item(1, 8, 8), every=0), ConfigError, "every >= 1, got 0"),
+        (lambda: initial_vorticity(item(1, 8, 8), every=0), ConfigError, "n >= 1, got 0"),
         (lambda: burgers_by_sensors(item(1, 8), sensors=0), ConfigError, "sensors >= 1, got 0"),
         (lambda: burgers_by_sensors(item(1, 8), times=3, steps=8), ConfigError, "divides steps"),
     ],

@@ -5,21 +5,25 @@
 The advection is written div(u w), of modes below the 2/3 rule on each axis, by 3 inverse and 2 forward FFTs; the truncated
 equation then keeps energy and enstrophy where nu = 0 and f = 0. Time steps as in `spectral`.
 
+Without viscosity the equation can be undone: z(s) = -w(T - s) obeys it with the same forcing. With viscosity that is a guess at
+w(0), off by what was damped. Damping may be undone too, by growth exp(nu k^2 T), and is not: in a field interpolated between
+points it multiplies what is aliased.
+
 References: Kassam, Trefethen, Fourth-order time-stepping for stiff PDEs, SIAM J. Sci. Comput. 26, 2005. Canuto, Hussaini,
 Quarteroni, Zang, Spectral methods: fundamentals in single domains, 2006.
 """
 
 from __future__ import annotations
 
-from math import inf, pi
+from math import ceil, inf, log, pi
 
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigError, ShapeError, require_positive
+from ...core.errors import ConfigError, NumericalError, ShapeError, require_positive
 from ...core.memory import Memory
 from ..constants import Constants
-from .spectral import ETDRK4, Evolution, below_two_thirds, frequencies
+from .spectral import ETDRK4, REACH, Evolution, below_two_thirds, frequencies
 
 __all__ = ["NavierStokes2D", "kolmogorov"]
 
@@ -71,12 +75,14 @@ class NavierStokes2D(Evolution):
             )
         self.size, self.length, self.viscosity = (h, w), (float(length[0]), float(length[1])), viscosity
         square = frequencies(h, length[0], half=False).square()[:, None] + frequencies(w, length[1], half=True).square()
+        self.square = square
         self.stepper = ETDRK4(-viscosity * square, time / steps)
         keep = below_two_thirds(h, half=False)[:, None] & below_two_thirds(w, half=True)
         ky = frequencies(h, length[0], half=False, odd=True)[:, None] * keep
         kx = frequencies(w, length[1], half=True, odd=True) * keep
         self.fastest = float(ky.max()), float(kx.max())
-        self.constants = Constants(_operators, ky, kx, square, keep, f.detach().to("cpu", torch.float64))
+        self.forcing = f.detach().to("cpu", torch.float64)
+        self.constants = Constants(_operators, ky, kx, square, keep, self.forcing)
 
     def velocity(self, w: Tensor) -> Tensor:
         """(B, 2, H, W), the components along x and y of the modes that advect."""
@@ -90,6 +96,33 @@ class NavierStokes2D(Evolution):
 
     def step(self, u: Tensor) -> Tensor:
         return torch.fft.irfft2(self.stepper(torch.fft.rfft2(u), self._nonlinear), s=self.size)
+
+    @torch.no_grad()
+    def guess(self, y: Tensor) -> Tensor:
+        """w(0) from the first saved state by the equation backward in time, (B, save, H, W) -> (B, 1, H, W).
+
+        What viscosity took is given back, to each mode at most tenfold: beyond that there is noise alone. Takes the steps of
+        `forward`, or more: a state that comes twice as fast as y is would still be stable.
+
+        Raises:
+            NumericalError: the backward flow is not finite.
+        """
+        self.check(y, "y")
+        z, time = -y[:, :1], self.time / self.save
+        rate = float(self.rate(z).max()) if len(y) else 0.0
+        if not rate < inf:
+            raise NumericalError("NavierStokes2D.guess: expected finite vorticities, got others: start from the prior")
+        steps = max(self.steps // self.save, ceil(2.0 * rate * time / REACH))
+        # w -> -w turns the inviscid equation around
+        back = NavierStokes2D(self.size, 0.0, forcing=self.forcing, length=self.length, time=time, steps=steps, memory="full")
+        back.stepper = ETDRK4((self.viscosity * self.square).clamp(max=log(10.0) / time), time / steps)
+        undone = -back.to(y.device)(z)
+        if not bool(undone.isfinite().all()):
+            raise NumericalError(
+                f"NavierStokes2D.guess: the backward flow is not finite after {steps} steps: start from the prior, or give a "
+                "shorter time"
+            )
+        return undone
 
     def _physical(self, v: Tensor) -> Tensor:
         """Vorticity and the two velocities on the grid, (B, 3, H, W), from the spectrum (B, 1, H, W // 2 + 1)."""
