@@ -33,7 +33,7 @@ SEED = 1_000_000
 
 def source(wavenumber, prior, sampler, items, tiny, **options):
     """A row of task source_128."""
-    n = 4 if tiny else 32
+    n = 4 if tiny else 8 if prior == "source64" else 16
     task = invdiff.task("source_128", prior=prior, sampler=sampler, operator={"wavenumber": wavenumber}, **options)
     facts = task.run(seed=0, items=items, n=n).summary()
     exact, ours = facts.get("exact posterior"), facts[list(facts)[-1]]
@@ -87,7 +87,7 @@ def darcy_forward(sensors, items):
 
 def burgers(items):
     task, sampler, prior = invdiff.task("burgers_sensors"), invdiff.sampler("mmps_tangent"), invdiff.prior("burgers_law")
-    whole, errors, start = Burgers(128, 0.01, time=1.0, steps=256, save=32), [], time.time()
+    whole, errors, start = Burgers(128, 0.01, time=1.0, steps=512, save=32), [], time.time()
     for k in range(items):
         u0 = BurgersFlow(seed=SEED, solve=False)((k,))["u"]
         item = invdiff.tasks.Item(f"{k}", (1, 128), u0[0])

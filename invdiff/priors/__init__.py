@@ -37,7 +37,8 @@ from .packed import PackedSynthesis
 from .paths import EDM, VE, ContinuousVP, PFGMpp
 from .refine import coarsen, refine, upsample
 from .regression import Regression, load_regression
-from .shipped import shipped, shipped_autoencoder
+from .shipped import shipped, shipped_autoencoder, shipped_regression
+from .solution import Solution, field_prior
 from .sources import load_into, read_weights
 from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum
 from .steps import DiscreteVP, cosine_betas, cumulative_betas, linear_betas, scaled_linear_betas
@@ -98,6 +99,7 @@ __all__ = [
     "RectifiedFlow",
     "Regression",
     "Slices",
+    "Solution",
     "Sparse",
     "SpectralGaussian",
     "SquaredExponential",
@@ -117,6 +119,7 @@ __all__ = [
     "denoise_coloured",
     "denoising_error",
     "field_network",
+    "field_prior",
     "fit_lowrank",
     "fit_spectrum",
     "fit_subspace",
@@ -137,6 +140,7 @@ __all__ = [
     "scaled_linear_betas",
     "shipped",
     "shipped_autoencoder",
+    "shipped_regression",
     "synthesized_noise",
     "upsample",
 ]

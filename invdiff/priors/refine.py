@@ -21,6 +21,7 @@ from torch import Tensor
 from ..core.denoiser import Denoiser
 from ..core.errors import ConfigError, ShapeError
 from ..core.problem import Problem
+from ..core.rng import derived
 from ..core.sampler import Sampler
 from .wdno import FieldCode, FieldPrior
 
@@ -97,9 +98,9 @@ def refine(
         base = upsample(coarse, levels[level + 1]["u0"])
         grid = tuple(base.shape[2:])
         prior = FieldPrior(network, code, grid, {"coarse": base, **levels[level]})
-        problem = Problem.unmeasured(prior.basis.in_shape, base.dtype)
+        problem = Problem.unmeasured(prior.basis.in_shape, base.dtype, device=base.device)
         # another level is another draw
-        draws = sampler(problem, prior, len(base), seed=seed + level).x
+        draws = sampler(problem, prior, len(base), seed=derived(seed, level)).x
         coarse = base + prior.basis(draws)
         solutions.append(coarse)
     return solutions

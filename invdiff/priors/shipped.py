@@ -6,8 +6,9 @@ from importlib import resources
 
 from .autoencoder import Autoencoder, load_autoencoder
 from .network import EDMDenoiser, load_network
+from .regression import Regression, load_regression
 
-__all__ = ["shipped", "shipped_autoencoder", "shipped_file"]
+__all__ = ["shipped", "shipped_autoencoder", "shipped_file", "shipped_regression"]
 
 
 def shipped(file: str, sha256: str, *, bf16: bool = False) -> EDMDenoiser:
@@ -27,6 +28,11 @@ def shipped(file: str, sha256: str, *, bf16: bool = False) -> EDMDenoiser:
 def shipped_autoencoder(file: str, sha256: str) -> Autoencoder:
     """A packaged autoencoder, as `shipped` for networks."""
     return load_autoencoder(shipped_file(file), sha256=sha256)
+
+
+def shipped_regression(file: str, sha256: str) -> Regression:
+    """A packaged regression network, as `shipped` for denoisers."""
+    return load_regression(shipped_file(file), sha256=sha256)
 
 
 def shipped_file(file: str) -> str:

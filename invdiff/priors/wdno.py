@@ -220,7 +220,7 @@ class FieldPrior(Adapter):
         self.register_buffer("given", torch.cat([p.expand(items, *p.shape[1:]) for p in parts], dim=1))
         self.replaces = bool(known)
         mask = torch.tensor([n in known for n in code.unknown]).repeat_interleave(per)
-        self.register_buffer("keep", mask[(..., *[None] * len(coarse))])
+        self.register_buffer("keep", mask[(..., *[None] * len(coarse))].to(like.device))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x, told], with the told fields in their place."""

@@ -1,7 +1,7 @@
 """Tasks: named, reproducible instances of a problem, a prior and a sampler, with data and metrics."""
 
 from .assimilation import Assimilation, errors_in_time
-from .control import control_problem, objective
+from .control import control_problem, descent, objective
 from .data import CTSlices, Data, Item, MRSlice, Photographs, PriorDraws
 from .field_data import Fields
 from .phantoms import Phantoms, phantom
@@ -26,6 +26,7 @@ __all__ = [
     "Task",
     "Trajectories",
     "control_problem",
+    "descent",
     "errors_in_time",
     "objective",
     "phantom",

@@ -14,7 +14,7 @@ approximate inference, ICML 2009 (control as inference).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core import ConfigError, Gaussian, LinearOperator, Operator, Problem, ShapeError, Stack
 
-__all__ = ["Field", "LastFrame", "control_problem", "objective", "solved"]
+__all__ = ["Field", "LastFrame", "control_problem", "descent", "objective", "solved"]
 
 
 class LastFrame(LinearOperator):
@@ -135,6 +135,31 @@ def control_problem(
 def objective(final: Tensor, f: Tensor, target: Tensor, *, weight: float = 0.0) -> Tensor:
     """J of final states (B, 1, *space) and controls (B, 1, time, *space), (B,)."""
     return (final - target).square().flatten(1).mean(1) + weight * f.square().flatten(1).mean(1)
+
+
+def descent(
+    predict: Callable[[Tensor], Tensor],
+    start: Tensor,
+    target: Tensor,
+    *,
+    weight: float = 0.0,
+    steps: int = 150,
+    lr: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """The trajectory and the control, (B, 1, time, *space) each, that Adam finds for J through a differentiable model.
+
+    Args:
+        predict: controls -> trajectories, a regression network or a solver.
+        start: controls to begin with.
+    """
+    f = start.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([f], lr=lr)
+    for _ in range(steps):
+        adam.zero_grad()
+        objective(predict(f)[:, :, -1], f, target, weight=weight).sum().backward()
+        adam.step()
+    with torch.no_grad():
+        return predict(f), f.detach()
 
 
 @torch.no_grad()

@@ -77,6 +77,7 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
             continue
         # filtered back-projection is not to be called an adjoint
         name = facts.get("formula", name)
+        facts = {**facts, **_scored(task, item, x, name, failed)}
         estimates.append(Estimate(method=name, image=view(x)[0], misfit=float(problem.chi2(x)), facts=facts))
     exact = None
     if task.exact:
@@ -91,11 +92,14 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
         estimates.append(Estimate(method="exact posterior", image=image, misfit=misfit, samples=samples))
     against = {} if exact is None else exact.compare(draws)
     images = draws.map(case.image)
+    scored = _scored(task, item, images.x, draws.sampler, failed)
     seen = images.map(view)
     each = float(torch.stack([case.unknown.chi2(x[None])[0] for x in draws.x]).mean())
     covered = _component_coverage(case, draws) if task.view == "magnitude" else None
     estimates.append(
-        Estimate.of(seen, misfit=float(problem.chi2(images.mean[None])), coverage=covered, misfit_of_draws=each, **against)
+        Estimate.of(
+            seen, misfit=float(problem.chi2(images.mean[None])), coverage=covered, misfit_of_draws=each, **against, **scored
+        )
     )
     distance, notes = _distance(case, prior, draws)
     truth = None if item.truth is None else view(item.truth.to(problem.y.device))
@@ -111,6 +115,17 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
     facts = {**item.facts, "pixel_mm": item.pixel, "operator": _line(problem.operator), "noise": _line(problem.noise)}
     drawn = _gaussian_figure(draws, exact, item.truth) if figures and exact is not None and exact.moments is not None else {}
     return Result(row, facts | ({} if distance is None else {"distance_from_prior": distance}), drawn)
+
+
+def _scored(task: Task, item: Item, images: Tensor, method: str, failed: list[str]) -> Mapping[str, Any]:
+    """The task's own score of images; a solver that refuses one must not cost anybody the draws."""
+    if task.score is None:
+        return {}
+    try:
+        return task.score(item, images)
+    except NumericalError as error:
+        failed.append(f"The score of {method} is left out: {error}")
+        return {}
 
 
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:

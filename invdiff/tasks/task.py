@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..core import ConfigError, DataError, Denoiser, Noise, Operator, Problem, Sampler
 from ..core.files import require_writable
+from ..core.rng import derived
 from ..kernels.dispatch import enabled
 from ..report import Report
 from .data import Data, Item
@@ -29,6 +29,7 @@ from .setups import Relative, synthesis
 __all__ = ["Task"]
 
 Baseline = Callable[[Problem], tuple[Tensor, Mapping[str, Any]]]
+Score = Callable[[Item, Tensor], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Task:
         levels: the two values of an unknown that has only two: the report has an error rate.
         window: grey values shown as black and white; None chooses for each item.
         exact: add the exact posterior where the prior and the problem have one in closed form.
+        score: item, images (n, *shape) -> further facts of draws and of baselines: what a control is worth, say.
         draws: number of draws when the caller does not say.
         notes: what a reader of a report has to know.
     """
@@ -63,6 +65,7 @@ class Task:
     levels: Sequence[float] | None = None
     window: Sequence[float] | None = None
     exact: bool = False
+    score: Score | None = None
     draws: int = 8
     notes: Sequence[str] = ()
 
@@ -141,13 +144,14 @@ class Task:
         folder = None if out is None else _folder(Path(out), resume)
         prior = _on(prior, dtype, torch.device(device))
         cases = [
-            self._case(item, prior, seed=_seed(seed, k), dtype=dtype, device=device)
+            self._case(item, _told(item, prior), seed=derived(seed, k), dtype=dtype, device=device)
             for k, item in enumerate(self.data.items(items, seed, prior))
         ]
         results = []
         for k, case in enumerate(cases):
-            draws = sample(folder, k, sampler, case.unknown, prior, n, seed=case.seed, batch=batch, progress=progress)
-            results.append(evaluate(self, case, prior, draws, figures=out is not None))
+            own = _told(case.item, prior)
+            draws = sample(folder, k, sampler, case.unknown, own, n, seed=case.seed, batch=batch, progress=progress)
+            results.append(evaluate(self, case, own, draws, figures=out is not None))
         rows = [r.row for r in results]
         report = Report(
             task=self.name,
@@ -156,7 +160,7 @@ class Task:
             config=config if config is not None else self._config(prior, sampler, n, items, seed),
             units=self.units,
             device=torch.device(device).type,
-            notes=[*self.notes, *sampler.caveats],
+            notes=[*self.notes, *sampler.caveats, *_untold(cases[0].item, prior)],
             facts={"data": {r.row.name: r.facts for r in results}},
             figures={caption: figure for r in results for caption, figure in r.figures.items()},
             extra=volumes([case.item for case in cases], rows),
@@ -180,9 +184,16 @@ class Task:
         return {"task": repr(self), "prior": repr(prior), "sampler": repr(sampler), "n": n, "items": items, "seed": seed}
 
 
-def _seed(seed: int, index: int) -> int:
-    """A seed for each item; the first item's is the run's."""
-    return seed if index == 0 else zlib.crc32(f"{seed} {index}".encode())
+def _told(item: Item, prior: Denoiser) -> Denoiser:
+    """The prior, told what belongs to the item where it can be."""
+    tell = getattr(prior, "tell", None)
+    return prior if not item.told or tell is None else tell(item.told)
+
+
+def _untold(item: Item, prior: Denoiser) -> list[str]:
+    if not item.told or hasattr(prior, "tell"):
+        return []
+    return [f"{type(prior).__name__} can't be told {', '.join(item.told)}: the draws know nothing of it."]
 
 
 def _dtype(name: str | torch.dtype) -> torch.dtype:

@@ -156,6 +156,15 @@ def test_refinement():
     assert torch.allclose(found[1], same[1], rtol=0.0, atol=1e-6)
     other = refine(net, code, coarse, data["u0"], data["f"], sampler, seed=4, times=2)
     assert float((other[1] - found[1]).abs().max()) > 1e-3
+    used = []
+    for seed in (3, 4):
+
+        def spy(problem, prior, n, *, seed):
+            used.append(seed)
+            return sampler(problem, prior, n, seed=seed)
+
+        refine(net, code, coarse, data["u0"], data["f"], spy, seed=seed, times=2)
+    assert len(set(used)) == 4, "levels of neighbouring seeds are the same draws"
     with pytest.raises(ShapeError, match=r"expected f on \(8, 16\) and u0 on \(16,\), got \(16, 32\)"):
         refine(net, code, coarse, data["u0"], data["f"], sampler, seed=0, times=1)
 
