@@ -93,7 +93,7 @@ def burgers(items):
         item = invdiff.tasks.Item(f"{k}", (1, 128), u0[0])
         draws = sampler(task.task.problem(item, seed=k), prior, n=8, seed=k).x
         with torch.no_grad():
-            u, truth = whole(draws).mean(0), whole(u0)[0]
+            u, truth = whole(draws.clamp(-5.0, 5.0)).mean(0), whole(u0)[0]
         errors.append(float((u - truth).norm() / truth.norm()))
     return relative(errors, time.time() - start)
 
@@ -116,7 +116,7 @@ def rows(items, tiny):
         ),
         "darcy_forward": (lambda: darcy_forward(500, items), 0.02, ".025 FunDPS"),
         "darcy_forward_125": (lambda: darcy_forward(125, items), 0.02, ".025 FunDPS"),
-        "vorticity": (lambda: task_row("navier_stokes_initial", "nrmse", 2, items, **few), 0.08, ".120 EnKG"),
+        "vorticity": (lambda: task_row("navier_stokes_initial", "nrmse", 2, min(items, 2), **few), 0.08, ".120 EnKG"),
         "burgers": (lambda: burgers(items), None, ".02 to .05 DiffusionPDE"),
     }
 

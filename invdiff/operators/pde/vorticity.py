@@ -101,7 +101,7 @@ class NavierStokes2D(Evolution):
     def guess(self, y: Tensor) -> Tensor:
         """w(0) from the first saved state by the equation backward in time, (B, save, H, W) -> (B, 1, H, W).
 
-        What viscosity took is given back, to each mode at most tenfold: beyond that there is noise alone. Takes the steps of
+        What viscosity took is given back, to each mode at most twofold: more would raise noise and aliases. Takes the steps of
         `forward`, or more: a state that comes twice as fast as y is would still be stable.
 
         Raises:
@@ -115,7 +115,7 @@ class NavierStokes2D(Evolution):
         steps = max(self.steps // self.save, ceil(2.0 * rate * time / REACH))
         # w -> -w turns the inviscid equation around
         back = NavierStokes2D(self.size, 0.0, forcing=self.forcing, length=self.length, time=time, steps=steps, memory="full")
-        back.stepper = ETDRK4((self.viscosity * self.square).clamp(max=log(10.0) / time), time / steps)
+        back.stepper = ETDRK4((self.viscosity * self.square).clamp(max=log(2.0) / time), time / steps)
         undone = -back.to(y.device)(z)
         if not bool(undone.isfinite().all()):
             raise NumericalError(
