@@ -144,6 +144,14 @@ class Operator(nn.Module):
         y, pullback, *_ = torch.func.vjp(self, x)
         return y, lambda v: pullback(v)[0]
 
+    def vjp_by_autograd(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The same through autograd's graph, where memory policies hold, for operators that override `vjp` with it."""
+        graph = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            at = x if graph else x.detach().requires_grad_()
+            y = self(at)
+        return y if graph else y.detach(), lambda v: torch.autograd.grad(y, at, v, retain_graph=True, create_graph=graph)[0]
+
     def jvp(self, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """The value at x and the derivative J(x) tangent."""
         y, dy, *_ = torch.func.jvp(self, (x,), (tangent,))

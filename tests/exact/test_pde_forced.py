@@ -8,7 +8,7 @@ from math import log2, pi
 import pytest
 import torch
 
-from invdiff.core import ConfigError, NumericalError, ShapeError, Streams, dot
+from invdiff.core import ConfigError, NumericalError, ShapeError, Streams
 from invdiff.operators.pde.forced import BurgersWalls
 from invdiff.operators.pde.shocks import BurgersShocks
 
@@ -81,9 +81,9 @@ def test_it_settles_to_the_steady_state_of_a_constant_force():
     f = torch.ones(1, 1, n, dtype=F64)
     u = solve(torch.cat((torch.zeros_like(f), f), 1))
     torch.testing.assert_close(u[:, :1], u[:, 1:], rtol=0, atol=1e-12)
-    v = solve._spectrum(u[:, 1:])
-    rate = solve._nonlinear(v, solve._spectrum(f)) - nu * (pi * torch.arange(n + 1, dtype=F64)) ** 2 * v
-    assert float(rate.abs().max()) < 1e-10 * float(solve._spectrum(f).abs().max())
+    v = solve.into(u[:, 1:])
+    rate = solve._nonlinear(v, solve.into(f)) - nu * (pi * torch.arange(n + 1, dtype=F64)) ** 2 * v
+    assert float(rate.abs().max()) < 1e-10 * float(solve.into(f).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -132,21 +132,9 @@ def tiny():
     return lambda **more: BurgersWalls(16, 0.05, **{"slots": 2, "time": 0.2, "steps": 8, "save": 2, **more})
 
 
-def test_derivatives(tiny):
+def test_derivatives(tiny, derivatives_agree):
     """<v, J t> = <J^T v, t>; backward is the pullback; Taylor's remainder; every memory policy, the same gradient."""
-    operator = tiny()
-    x, t = waves(operator), Streams(1, 2).normal(0, operator.in_shape, "t", F64)
-    v = Streams(2, 2).normal(0, operator.out_shape, "v", F64)
-    y, pullback = operator.vjp(x)
-    same, dy = operator.jvp(x, t)
-    torch.testing.assert_close((y, same), (operator(x), operator(x)), rtol=0, atol=1e-13)
-    left, right = dot(v, dy), dot(pullback(v), t)
-    assert float(((left - right).abs() / left.abs()).max()) < 1e-12
-    rests = [float((operator(x + e * t) - y - e * dy).norm()) for e in (1e-3, 5e-4)]
-    assert log2(rests[0] / rests[1]) == pytest.approx(2.0, abs=0.1)
-    for memory in ("full", "revolve(1)"):
-        torch.testing.assert_close(tiny(memory=memory).vjp(x)[1](v), pullback(v), rtol=0, atol=1e-13)
-    torch.testing.assert_close(torch.vmap(operator)(x[:, None])[:, 0], y, rtol=0, atol=1e-13)
+    derivatives_agree(tiny, waves(tiny()), 1e-3)
 
 
 def test_steps_residual_items_and_copies(tiny):

@@ -8,7 +8,7 @@ from math import log2, pi
 import pytest
 import torch
 
-from invdiff.core import ConfigError, NumericalError, ShapeError, Streams, dot
+from invdiff.core import ConfigError, NumericalError, ShapeError, Streams
 from invdiff.generators.burgers import BurgersControl
 from invdiff.operators.pde.shocks import _TABLES, BurgersShocks, _limited
 
@@ -265,21 +265,9 @@ def tiny(request):
     return lambda **more: BurgersShocks(16, **{**request.param, "slots": 2, "time": 0.05, "steps": 4, "save": 2, **more})
 
 
-def test_derivatives_agree_away_from_kinks(tiny):
+def test_derivatives_agree_away_from_kinks(tiny, derivatives_agree):
     """<v, J t> = <J^T v, t>; backward is the pullback; Taylor's remainder; every memory policy, the same gradient."""
-    operator = tiny()
-    x, t = smooth(operator), Streams(1, 2).normal(0, operator.in_shape, "t", F64)
-    v = Streams(2, 2).normal(0, operator.out_shape, "v", F64)
-    y, pullback = operator.vjp(x)
-    same, dy = operator.jvp(x, t)
-    torch.testing.assert_close((y, same), (operator(x), operator(x)), rtol=0, atol=1e-13)
-    left, right = dot(v, dy), dot(pullback(v), t)
-    assert float(((left - right).abs() / left.abs()).max()) < 1e-12
-    rests = [float((operator(x + e * t) - y - e * dy).norm()) for e in (4e-6, 2e-6)]
-    assert log2(rests[0] / rests[1]) == pytest.approx(2.0, abs=0.1)
-    for memory in ("full", "revolve(1)"):
-        torch.testing.assert_close(tiny(memory=memory).vjp(x)[1](v), pullback(v), rtol=0, atol=1e-13)
-    torch.testing.assert_close(torch.vmap(operator)(x[:, None])[:, 0], y, rtol=0, atol=1e-13)
+    derivatives_agree(tiny, smooth(tiny()), 4e-6)
 
 
 def test_residual_vanishes_on_the_solution_alone(tiny):

@@ -4,7 +4,7 @@ linear, exact in a fast transform    poisson: Poisson, Helmholtz, Heat
 elliptic with a coefficient          darcy: Darcy
 linear transport, any coefficients   transport: AdvectionDiffusion
 periodic, in time                    spectral: Burgers, KdV, KuramotoSivashinsky;  vorticity: NavierStokes2D
-walls, shocks and forcing            forced: BurgersWalls;  shocks: BurgersShocks
+walls, shocks and forcing (slots)    forced: BurgersWalls;  shocks: BurgersShocks
 smoke, obstacles, control            smoke: Smoke, bucket_share;  smoke_grid: MACGrid, rectangles
 waves                                wave: AcousticWave, line, ricker;  scattering: BornScattering, LippmannSchwinger
 observation                          sensors: PointSensors, random_sensors;  lines: LineAverages;  band: FourierBand

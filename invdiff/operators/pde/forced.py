@@ -23,21 +23,19 @@ time-stepping for stiff PDEs, SIAM J. Sci. Comput. 26, 2005. Hochbruck, Osterman
 from __future__ import annotations
 
 from functools import partial
-from math import inf
 
 import torch
 from torch import Tensor
-from torch.func import debug_unwrap
 
-from ...core.errors import ConfigError, require_positive
 from ...core.memory import Memory, Tensors
 from ..constants import Constants
-from .spectral import ETDRK4, Evolution, below_two_thirds, frequencies
+from .slots import Forced
+from .spectral import ETDRK4, below_two_thirds, frequencies
 
 __all__ = ["BurgersWalls"]
 
 
-class BurgersWalls(Evolution):
+class BurgersWalls(Forced):
     """u(0) and the forcing -> u at equally spaced times; values at the centres of cells, u = 0 at both walls.
 
     Args:
@@ -66,41 +64,15 @@ class BurgersWalls(Evolution):
         save: int = 1,
         memory: str | Memory = "checkpoint(step)",
     ) -> None:
-        super().__init__((size,), time=time, steps=steps, save=save, memory=memory)
-        require_positive(self, length=length)
-        if not 0.0 <= viscosity < inf:
-            raise ConfigError(f"BurgersWalls: expected viscosity >= 0, got {viscosity}")
-        if slots < 0 or (slots and steps % slots):
-            raise ConfigError(f"BurgersWalls: expected slots >= 0 that divide steps, got {slots} and {steps}")
-        self.in_shape = (1 + slots, size)
-        self.size, self.viscosity, self.slots, self.length = size, viscosity, slots, length
+        super().__init__(size, viscosity, slots=slots, length=length, time=time, steps=steps, save=save, memory=memory)
         self.stepper = ETDRK4(-viscosity * frequencies(2 * size, 2.0 * length, half=True).square(), time / steps)
         keep = below_two_thirds(2 * size, half=True).double()
         k = keep * frequencies(2 * size, 2.0 * length, half=True, odd=True)
         self.fastest = float(k.max())
         self.constants = Constants(_pair, keep, -0.5j * k)
 
-    def forward(self, x: Tensor) -> Tensor:
-        states, force = [x[:, :1]], self._spectrum(x[:, 1:])
-        self._require_stable(states[0])
-        for i in range(self.save):
-            states.append(self._carry(states[-1], force, i))
-            self._require_stable(states[-1])
-        return torch.cat(states[1:], 1)
-
-    def residual(self, x: Tensor, u: Tensor) -> Tensor:
-        """What each saved state, (B, save, n), misses of the one before it (the first of x) carried on by the scheme."""
-        self.check(x, "x")
-        self.check(u, "y")
-        before, force = torch.cat((x[:, :1], u[:, :-1]), 1), self._spectrum(x[:, 1:])
-        return u - torch.cat([self._carry(before[:, i : i + 1], force, i) for i in range(self.save)], 1)
-
     def rate(self, u: Tensor) -> Tensor:
         return u[:, :1].abs().flatten(1).amax(1) * self.fastest
-
-    def step(self, u: Tensor, force: Tensor | None = None) -> Tensor:
-        """The state one step later under a forcing, (B, 1, n) both."""
-        return self._points(self._advance(self._spectrum(u), None if force is None else self._spectrum(force))[0])
 
     def extra_repr(self) -> str:
         return (
@@ -108,15 +80,7 @@ class BurgersWalls(Evolution):
             f"steps={self.steps}, save={self.save}"
         )
 
-    def _carry(self, u: Tensor, force: Tensor, i: int) -> Tensor:
-        """The state at saved time i + 1 from that at i, the initial one being the first."""
-        stretch = self.steps // self.save
-        memory = self.memory if debug_unwrap(u) is u else Memory.parse("full")
-        times = range(i * stretch, (i + 1) * stretch)
-        forces = [force[:, k * self.slots // self.steps, None] if self.slots else None for k in times]
-        return self._points(memory.chain([partial(self._advance, force=f) for f in forces], (self._spectrum(u),))[0])
-
-    def _advance(self, v: Tensor, force: Tensor | None) -> Tensors:
+    def advance(self, v: Tensor, force: Tensor | None) -> Tensors:
         return (self.stepper(v, partial(self._nonlinear, force=force)),)
 
     def _nonlinear(self, v: Tensor, force: Tensor | None) -> Tensor:
@@ -124,14 +88,14 @@ class BurgersWalls(Evolution):
         rate = flux * torch.fft.rfft(torch.fft.irfft(keep * v, n=2 * self.size).square())
         return rate if force is None else rate + force
 
-    @staticmethod
-    def _spectrum(u: Tensor) -> Tensor:
+    def into(self, u: Tensor) -> Tensor:
         """FFT of the odd continuation, (B, rows, n) -> (B, rows, n + 1)."""
         if not u.numel():
             return u.new_zeros(*u.shape[:-1], u.shape[-1] + 1, dtype=torch.promote_types(u.dtype, torch.complex64))
         return torch.fft.rfft(torch.cat((u, -u.flip(-1)), -1))
 
-    def _points(self, v: Tensor) -> Tensor:
+    def back(self, v: Tensor) -> Tensor:
+        """The points between the walls."""
         return torch.fft.irfft(v, n=2 * self.size)[..., : self.size]
 
 

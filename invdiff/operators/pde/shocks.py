@@ -42,25 +42,22 @@ Implicit-explicit Runge-Kutta schemes and applications to hyperbolic systems wit
 
 from __future__ import annotations
 
-from functools import partial
-from math import ceil, inf, pi
-from typing import Literal, get_args
+from math import pi
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import debug_unwrap
 
-from ...core.errors import ConfigError, NumericalError, require_positive
+from ...core.errors import ConfigError
 from ...core.memory import Memory, Tensors
 from ..constants import Constants
-from .spectral import Evolution
+from .slots import Forced
 
 __all__ = ["Boundary", "BurgersShocks", "Flux", "Stages"]
 
 Flux = Literal["godunov", "rusanov"]
 Boundary = Literal["dirichlet", "periodic"]
 Stages = Literal["ssprk2", "ssprk3"]
-COURANT = 1.0
 
 # of each stage after the first: explicit and implicit weights of the stages before it; weights of all at the end; d
 _TABLES = {
@@ -75,7 +72,7 @@ _TABLES = {
 }
 
 
-class BurgersShocks(Evolution):
+class BurgersShocks(Forced):
     """u(0) and the forcing -> u at equally spaced times; averages over cells.
 
     Args:
@@ -95,6 +92,9 @@ class BurgersShocks(Evolution):
         NumericalError: an initial or a saved state too fast for the step (see `courant`), or not finite.
     """
 
+    reach: ClassVar[float] = 1.0
+    number: ClassVar[str] = "dt max|u| / h"
+
     def __init__(
         self,
         size: int,
@@ -110,73 +110,35 @@ class BurgersShocks(Evolution):
         save: int = 1,
         memory: str | Memory = "checkpoint(step)",
     ) -> None:
-        super().__init__((size,), time=time, steps=steps, save=save, memory=memory)
-        require_positive(self, length=length)
-        if not 0.0 <= viscosity < inf:
-            raise ConfigError(f"BurgersShocks: expected viscosity >= 0, got {viscosity}")
-        if slots < 0 or (slots and steps % slots):
-            raise ConfigError(f"BurgersShocks: expected slots >= 0 that divide steps, got {slots} and {steps}")
+        super().__init__(size, viscosity, slots=slots, length=length, time=time, steps=steps, save=save, memory=memory)
         for name, value, kind in (("boundary", boundary, Boundary), ("flux", flux, Flux), ("scheme", scheme, Stages)):
             if value not in get_args(kind):
                 raise ConfigError(f"BurgersShocks: expected {name} of {', '.join(get_args(kind))}, got {value!r}")
-        self.in_shape = (1 + slots, size)
-        self.size, self.viscosity, self.slots, self.length = size, viscosity, slots, length
         self.boundary, self.flux, self.scheme = boundary, flux, scheme
         self.spacing, self.interval = length / size, time / steps
         self.table = _TABLES[scheme, viscosity > 0.0]
         stiffness = self.table[2] * self.interval * viscosity / self.spacing**2
         self.constants = Constants(_damping, stiffness * _eigenvalues(size, boundary))
 
-    def forward(self, x: Tensor) -> Tensor:
-        states = [x[:, :1]]
-        self._require_stable(states[0])
-        for i in range(self.save):
-            states.append(self._carry(states[-1], x[:, 1:], i))
-            self._require_stable(states[-1])
-        return torch.cat(states[1:], 1)
-
-    def residual(self, x: Tensor, u: Tensor) -> Tensor:
-        """What each saved state, (B, save, n), misses of the one before it (the first of x) carried on by the scheme."""
-        self.check(x, "x")
-        self.check(u, "y")
-        before = torch.cat((x[:, :1], u[:, :-1]), 1)
-        return u - torch.cat([self._carry(before[:, i : i + 1], x[:, 1:], i) for i in range(self.save)], 1)
-
     def rate(self, u: Tensor) -> Tensor:
         return u[:, :1].abs().flatten(1).amax(1) / self.spacing
 
-    def courant(self, u: Tensor) -> Tensor:
-        """dt max|u| / h of each item of (B, 1, n) or (B, 1 + slots, n), (B,); a state above 1 is refused."""
-        return self.rate(u.detach()) * self.interval
-
-    def step(self, u: Tensor, force: Tensor | None = None) -> Tensor:
-        """The state one step later under a forcing, (B, 1, n) both."""
+    def advance(self, v: Tensor, force: Tensor | None) -> Tensors:
         stages, weights, diagonal = self.table
-        explicit, implicit = [self._explicit(u, force)], [self._diffusion(u)] if self.viscosity else []
+        explicit, implicit = [self._explicit(v, force)], [self._diffusion(v)] if self.viscosity else []
         for a, b in stages:
-            stage = self._sum(self._sum(u, a, explicit), b, implicit)
+            stage = self._sum(self._sum(v, a, explicit), b, implicit)
             if self.viscosity:
                 start, stage = stage, self._solve(stage)
                 implicit.append((stage - start) * (1.0 / (diagonal * self.interval)))
             explicit.append(self._explicit(stage, force))
-        return self._sum(self._sum(u, weights, explicit), weights, implicit)
+        return (self._sum(self._sum(v, weights, explicit), weights, implicit),)
 
     def extra_repr(self) -> str:
         return (
             f"size={self.size}, viscosity={self.viscosity}, slots={self.slots}, boundary={self.boundary}, flux={self.flux}, "
             f"scheme={self.scheme}, length={self.length}, time={self.time}, steps={self.steps}, save={self.save}"
         )
-
-    def _carry(self, u: Tensor, f: Tensor, i: int) -> Tensor:
-        """The state at saved time i + 1 from that at i, the initial one being the first."""
-        stretch = self.steps // self.save
-        memory = self.memory if debug_unwrap(u) is u else Memory.parse("full")
-        times = range(i * stretch, (i + 1) * stretch)
-        forces = [f[:, k * self.slots // self.steps, None] if self.slots else None for k in times]
-        return memory.chain([partial(self._step, force=force) for force in forces], (u,))[0]
-
-    def _step(self, u: Tensor, force: Tensor | None) -> Tensors:
-        return (self.step(u, force),)
 
     def _sum(self, u: Tensor, weights: tuple[float, ...], rates: list[Tensor]) -> Tensor:
         for weight, rate in zip(weights, rates, strict=False):
@@ -212,12 +174,6 @@ class BurgersShocks(Evolution):
             flux = torch.cat((0.5 * first.square(), flux[..., 1:-1], 0.5 * last.square()), -1)
         rate = flux.diff(dim=-1) / -self.spacing
         return rate if force is None else rate + force
-
-    def _require_stable(self, u: Tensor) -> None:
-        worst = float(debug_unwrap(self.courant(u)).max()) if len(u) else 0.0
-        if not worst <= COURANT:
-            advice = f"give steps >= {ceil(self.steps * worst / COURANT)}" if worst < inf else "the state is not finite"
-            raise NumericalError(f"BurgersShocks: expected dt max|u| / h <= {COURANT:g}, got {worst:.2g}: {advice}")
 
 
 def _eigenvalues(size: int, boundary: Boundary) -> Tensor:

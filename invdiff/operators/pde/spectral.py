@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import ceil, inf, pi
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,9 @@ class Evolution(Operator):
         NumericalError: an initial state too fast for the step (see `courant`).
     """
 
+    reach: ClassVar[float] = REACH
+    number: ClassVar[str] = "h max|speed| k_max"
+
     def __init__(self, size: tuple[int, ...], *, time: float, steps: int, save: int, memory: str | Memory) -> None:
         super().__init__((1, *size), (save, *size))
         require_positive(self, time=time)
@@ -135,7 +139,7 @@ class Evolution(Operator):
         raise NotImplementedError(f"{type(self).__name__} does not define rate(u)")
 
     def courant(self, u: Tensor) -> Tensor | None:
-        """h max|speed| k_max of each item, (B,); a state above 2.8 is refused. None where no bound is known."""
+        """The `number` of each item, (B,); a state above `reach` is refused. None where no bound is known."""
         rate = self.rate(u.detach())
         return None if rate is None else rate * (self.time / self.steps)
 
@@ -156,13 +160,7 @@ class Evolution(Operator):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The value at x and the pullback; by autograd, so that the memory policy holds."""
-        if debug_unwrap(x) is not x:
-            return super().vjp(x)
-        graph = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            at = x if graph else x.detach().requires_grad_()
-            y = self(at)
-        return y if graph else y.detach(), lambda v: torch.autograd.grad(y, at, v, retain_graph=True, create_graph=graph)[0]
+        return super().vjp(x) if debug_unwrap(x) is not x else self.vjp_by_autograd(x)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """As for any operator; where the memory policy is "full", all products share the states of one run.
@@ -195,9 +193,9 @@ class Evolution(Operator):
         if number is None or not len(u):
             return
         worst = float(debug_unwrap(number).max())
-        if not worst <= REACH:
-            advice = f"give steps >= {ceil(self.steps * worst / REACH)}" if worst < inf else "the state is not finite"
-            raise NumericalError(f"{type(self).__name__}: expected h max|speed| k_max <= {REACH}, got {worst:.2g}: {advice}")
+        if not worst <= self.reach:
+            advice = f"give steps >= {ceil(self.steps * worst / self.reach)}" if worst < inf else "the state is not finite"
+            raise NumericalError(f"{type(self).__name__}: expected {self.number} <= {self.reach:g}, got {worst:.2g}: {advice}")
 
 
 class _Quadratic(Evolution):

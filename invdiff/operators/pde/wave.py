@@ -203,13 +203,7 @@ class AcousticWave(Operator):
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The value at x and the pullback; by autograd, so that the memory policy holds."""
-        if debug_unwrap(x) is not x:
-            return super().vjp(x)
-        graph = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            at = x if graph else x.detach().requires_grad_()
-            y = self(at)
-        return y if graph else y.detach(), lambda v: torch.autograd.grad(y, at, v, retain_graph=True, create_graph=graph)[0]
+        return super().vjp(x) if debug_unwrap(x) is not x else self.vjp_by_autograd(x)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """As for any operator; where the memory policy is "full", all products share the states of one run.
