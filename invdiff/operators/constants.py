@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "as_given"]
 
 
 class Constants(nn.Module):
@@ -47,6 +47,11 @@ class Constants(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": {}}
+
+
+def as_given(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """For constants that are the given tensors themselves."""
+    return tensors
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from .constants import Constants
+from .constants import Constants, as_given
 
 __all__ = ["Axis", "Mode", "filters", "half_length"]
 
@@ -78,7 +78,7 @@ class Blocks(nn.Module):
                     blocks.append(block)
                 runs.append((first, last, unique[key]))
             self.tiles.append((start, stop, runs))
-        self.blocks = Constants(_same, *blocks)
+        self.blocks = Constants(as_given, *blocks)
 
     def forward(self, x: Tensor, dim: int) -> Tensor:
         """The product along dimension `dim`, whose size is bands times length."""
@@ -97,10 +97,6 @@ class Blocks(nn.Module):
                 total = term if total is None else total + term
             y[:, :, start:stop] = total.reshape(outer, self.target[0], stop - start, inner)
         return y.reshape(*before, -1, *after)
-
-
-def _same(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tensors
 
 
 def half_length(n: int, taps: int, mode: Mode) -> int:

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, ShapeError
 from ..core.linalg import expand
 from ..core.operator import LinearOperator
+from .axes import per_axis
 from .cosine import dct, dst, idct, idst
 
 __all__ = ["Every", "Regrid"]
@@ -51,8 +52,8 @@ class Regrid(LinearOperator):
         self, shape: Sequence[int], size: int | Sequence[int], *, boundary: Boundary | Sequence[Boundary] = "neumann"
     ) -> None:
         axes = len(shape) - 1
-        sizes = (size,) * axes if isinstance(size, int) else tuple(size)
-        kinds = (boundary,) * axes if isinstance(boundary, str) else tuple(boundary)
+        sizes = per_axis(size, axes)
+        kinds = per_axis(boundary, axes)
         if axes < 1 or len(sizes) != axes or len(kinds) != axes:
             raise ShapeError(
                 f"Regrid: expected one size and boundary for each axis of {tuple(shape)[1:]}, got {size} and {boundary}"

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, ShapeError
 from ..core.operator import LinearOperator
-from ..operators.constants import Constants
+from ..operators.constants import Constants, as_given
 from ..operators.dwt import DWT, Mode
 from .layers import shuffle, unshuffle
 
@@ -93,7 +93,7 @@ class PackedSynthesis(LinearOperator):
         if not bool((scales > 0).all() and scales.isfinite().all()):
             raise ConfigError(f"PackedSynthesis: expected positive scales, got {scales.tolist()}")
         flat = scales[:, list(self.bands)].flatten()
-        return Constants(_as_they_are, flat[(..., *[None] * (len(self.out_shape) - 1))])
+        return Constants(as_given, flat[(..., *[None] * (len(self.out_shape) - 1))])
 
     def _scaled(self, u: Tensor, inverse: bool = False) -> Tensor:
         if self.scales is None:
@@ -165,7 +165,7 @@ class ChannelScale(LinearOperator):
             raise ShapeError(f"ChannelScale: expected {shape[0]} scales, got {tuple(s.shape)}")
         if not bool((s > 0).all() and s.isfinite().all()):
             raise ConfigError(f"ChannelScale: expected positive scales, got {s.tolist()}")
-        self.scales = Constants(_as_they_are, s[(..., *[None] * (len(shape) - 1))])
+        self.scales = Constants(as_given, s[(..., *[None] * (len(shape) - 1))])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scales(x)[0] * x
@@ -180,7 +180,3 @@ class ChannelScale(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.analysis(y)
-
-
-def _as_they_are(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tensors

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...core.linalg import expand
 from ...core.operator import LinearOperator
-from ..constants import Constants
+from ..constants import Constants, as_given
 from .observe import domain
 
 __all__ = ["FourierBand"]
@@ -72,7 +72,7 @@ class FourierBand(LinearOperator):
         weight = torch.zeros(len(every), dtype=torch.float64)
         weight[itself[chosen]] += 0.5
         weight[mirror[chosen]] += 0.5
-        self.constants = Constants(_same, weight.reshape(grid))
+        self.constants = Constants(as_given, weight.reshape(grid))
         self._axes = tuple(range(2, 2 + len(grid)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +103,3 @@ class FourierBand(LinearOperator):
     def _filter(self, x: Tensor, weight: Tensor) -> Tensor:
         # symmetric weights need no shift
         return torch.fft.ifftn(torch.fft.fftn(x, dim=self._axes) * weight, dim=self._axes).real
-
-
-def _same(weight: Tensor) -> tuple[Tensor]:
-    return (weight,)

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 
 from ...core.errors import ConfigError, DataError, ShapeError, require_positive
 from ...core.operator import Operator
-from ..constants import Constants
+from ..constants import Constants, as_given
 
 __all__ = ["Darcy"]
 
@@ -71,7 +71,7 @@ class Darcy(Operator):
         if f.ndim and f.shape != (n, m):
             raise ShapeError(f"Darcy: expected a number or a field ({n}, {m}) as the source, got {tuple(f.shape)}")
         self.length, self.faces, self.spacing = float(length), faces, (length / n, length / m)
-        self.constants = Constants(_once, f.expand(n, m).clone())
+        self.constants = Constants(as_given, f.expand(n, m).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         a = x.double()
@@ -102,10 +102,6 @@ class Darcy(Operator):
 
     def extra_repr(self) -> str:
         return f"size={self.in_shape[1:]}, length={self.length}, faces={self.faces}"
-
-
-def _once(f: Tensor) -> tuple[Tensor]:
-    return (f,)
 
 
 class _Solve(torch.autograd.Function):

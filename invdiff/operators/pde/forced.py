@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ...core.memory import Memory, Tensors
-from ..constants import Constants
+from ..constants import Constants, as_given
 from .slots import Forced
 from .spectral import ETDRK4, below_two_thirds, frequencies
 
@@ -69,7 +69,7 @@ class BurgersWalls(Forced):
         keep = below_two_thirds(2 * size, half=True).double()
         k = keep * frequencies(2 * size, 2.0 * length, half=True, odd=True)
         self.fastest = float(k.max())
-        self.constants = Constants(_pair, keep, -0.5j * k)
+        self.constants = Constants(as_given, keep, -0.5j * k)
 
     def rate(self, u: Tensor) -> Tensor:
         return u[:, :1].abs().flatten(1).amax(1) * self.fastest
@@ -97,7 +97,3 @@ class BurgersWalls(Forced):
     def back(self, v: Tensor) -> Tensor:
         """The points between the walls."""
         return torch.fft.irfft(v, n=2 * self.size)[..., : self.size]
-
-
-def _pair(keep: Tensor, flux: Tensor) -> tuple[Tensor, Tensor]:
-    return keep, flux

@@ -24,7 +24,7 @@ from ..constants import Constants
 from ..sparse import csr_pair
 from .observe import domain
 from .poisson import Boundary
-from .sensors import _AROUND, _matrices
+from .sensors import AROUND, interpolation
 
 __all__ = ["LineAverages"]
 
@@ -82,9 +82,9 @@ def _lines(grid: tuple[int, ...], length: tuple[float, ...], kinds: tuple[str, .
 
     points, shares, owners = [], [], []
     scale = torch.tensor(
-        [(n + _AROUND[kind][0]) / side for n, side, kind in zip(grid, length, kinds, strict=True)], dtype=torch.float64
+        [(n + AROUND[kind][0]) / side for n, side, kind in zip(grid, length, kinds, strict=True)], dtype=torch.float64
     )
-    first = torch.tensor([_AROUND[kind][1] for kind in kinds], dtype=torch.float64)
+    first = torch.tensor([AROUND[kind][1] for kind in kinds], dtype=torch.float64)
     for m, (start, stop) in enumerate(ends):
         cuts = [torch.tensor([0.0, 1.0], dtype=torch.float64)]
         for a, b in zip(start * scale - first, stop * scale - first, strict=True):
@@ -97,7 +97,7 @@ def _lines(grid: tuple[int, ...], length: tuple[float, ...], kinds: tuple[str, .
             shares.append(0.5 * t.diff())
             owners.append(torch.full((len(place),), m))
     where, share, owner = (torch.cat(parts) for parts in (points, shares, owners))
-    read, _ = _matrices(grid, length, kinds, where)
+    read, _ = interpolation(grid, length, kinds, where)
     values, indices, pointers = (part.numpy() for part in (read.values(), read.col_indices(), read.crow_indices()))
     reading = csr_array((values, indices, pointers), shape=tuple(read.shape))
     mean = csr_array((share.numpy(), (owner.numpy(), np.arange(len(owner)))), shape=(len(ends), len(owner)))

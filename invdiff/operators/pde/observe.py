@@ -28,9 +28,10 @@ from ...core.noise import Gaussian
 from ...core.operator import LinearOperator
 from ...core.problem import Problem
 from ...core.rng import Streams
+from ..axes import per_axis
 from ..constants import Constants
 from .poisson import Boundary
-from .sensors import _AROUND
+from .sensors import AROUND
 
 __all__ = ["Functionals", "TimeSamples", "TimeWindows", "domain", "random_apertures", "whitened"]
 
@@ -120,7 +121,7 @@ def random_apertures(
     centres = Streams(seed).uniform(0, (count, len(grid)), "sensors", torch.float64)[0]
     exponent = torch.zeros(count, dtype=torch.float64)
     for n, side, kind, unit in zip(grid, lengths, kinds, centres.T, strict=True):
-        extra, first, _ = _AROUND[kind]
+        extra, first, _ = AROUND[kind]
         gap = (torch.arange(n, dtype=torch.float64) + first) * (side / (n + extra)) - unit[:, None] * side
         gap = gap - side * (gap / side).round() if kind == "periodic" else gap
         exponent = exponent[..., None] + gap.square().reshape(count, *[1] * (exponent.ndim - 1), n)
@@ -236,11 +237,11 @@ def domain(
     axes = len(tuple(shape)) - 1
     if not 1 <= axes <= 3:
         raise ShapeError(f"{who}: expected a shape (C, *grid) with 1 to 3 axes, got {tuple(shape)}")
-    lengths = (length,) * axes if isinstance(length, int | float) else tuple(length)
-    kinds = (boundary,) * axes if isinstance(boundary, str) else tuple(boundary)
-    if not len(lengths) == len(kinds) == axes or not all(0.0 < v < inf for v in lengths) or not set(kinds) <= set(_AROUND):
+    lengths = per_axis(length, axes)
+    kinds = per_axis(boundary, axes)
+    if not len(lengths) == len(kinds) == axes or not all(0.0 < v < inf for v in lengths) or not set(kinds) <= set(AROUND):
         raise ConfigError(
-            f"{who}: expected positive lengths and boundaries of {', '.join(_AROUND)}, one per axis of {tuple(shape)[1:]}, got "
+            f"{who}: expected positive lengths and boundaries of {', '.join(AROUND)}, one per axis of {tuple(shape)[1:]}, got "
             f"{length} and {boundary}"
         )
     return tuple(map(float, lengths)), kinds

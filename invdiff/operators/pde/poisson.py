@@ -38,6 +38,7 @@ from torch import Tensor
 from ...core.errors import ConfigError, ShapeError, require_positive
 from ...core.linalg import expand
 from ...core.operator import LinearOperator
+from ..axes import per_axis
 from ..constants import Constants
 from ..cosine import dct, idct
 
@@ -75,8 +76,8 @@ class Diagonal(LinearOperator):
         who, grid = type(self).__name__, tuple(shape)[1:]
         if not 1 <= len(grid) <= 3 or min(grid) < 2:
             raise ShapeError(f"{who}: expected a shape (C, *grid) with 1 to 3 axes of at least 2 points, got {tuple(shape)}")
-        lengths = (length,) * len(grid) if isinstance(length, int | float) else tuple(length)
-        kinds = (boundary,) * len(grid) if isinstance(boundary, str) else tuple(boundary)
+        lengths = per_axis(length, len(grid))
+        kinds = per_axis(boundary, len(grid))
         if not len(lengths) == len(kinds) == len(grid):
             raise ConfigError(f"{who}: expected one length and one boundary per axis of {grid}, got {length} and {boundary}")
         if not set(kinds) <= set(get_args(Boundary)):

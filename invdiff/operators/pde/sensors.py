@@ -25,11 +25,12 @@ from torch import Tensor
 from ...core.errors import ConfigError, ShapeError
 from ...core.operator import LinearOperator
 from ...core.rng import Streams
+from ..axes import per_axis
 from ..constants import Constants
 from ..sparse import csr_pair
 from .poisson import Boundary
 
-__all__ = ["PointSensors", "random_sensors"]
+__all__ = ["AROUND", "PointSensors", "interpolation", "random_sensors"]
 
 
 class PointSensors(LinearOperator):
@@ -61,11 +62,11 @@ class PointSensors(LinearOperator):
                 f"PointSensors: expected a shape (C, *grid) with 1 to 3 axes and positions (M, axes), got {tuple(shape)} and "
                 f"{tuple(points.shape)}"
             )
-        lengths = (length,) * len(grid) if isinstance(length, int | float) else tuple(length)
-        kinds = (boundary,) * len(grid) if isinstance(boundary, str) else tuple(boundary)
-        if not len(lengths) == len(kinds) == len(grid) or min(lengths) <= 0 or not set(kinds) <= set(_AROUND):
+        lengths = per_axis(length, len(grid))
+        kinds = per_axis(boundary, len(grid))
+        if not len(lengths) == len(kinds) == len(grid) or min(lengths) <= 0 or not set(kinds) <= set(AROUND):
             raise ConfigError(
-                f"PointSensors: expected positive lengths and boundaries of {', '.join(_AROUND)}, one per axis of {grid}, got "
+                f"PointSensors: expected positive lengths and boundaries of {', '.join(AROUND)}, one per axis of {grid}, got "
                 f"{length} and {boundary}"
             )
         inside = ((points >= 0) & (points <= torch.tensor(lengths, dtype=torch.float64))).all(1)
@@ -74,7 +75,7 @@ class PointSensors(LinearOperator):
             raise ConfigError(f"PointSensors: position {m}, {points[m].tolist()}, lies outside the domain of {lengths}")
         super().__init__(tuple(shape), (shape[0], len(points)))
         self.length, self.boundary = tuple(map(float, lengths)), kinds
-        self.constants = Constants(partial(_matrices, grid, self.length, kinds), points)
+        self.constants = Constants(partial(interpolation, grid, self.length, kinds), points)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._apply_to(self.constants(x)[0], x).reshape(-1, *self.out_shape)
@@ -105,7 +106,7 @@ def random_sensors(
     if count < 1:
         raise ConfigError(f"random_sensors: expected count >= 1, got {count}")
     axes = len(tuple(shape)) - 1
-    sides = torch.tensor((length,) * axes if isinstance(length, int | float) else tuple(length), dtype=torch.float64)
+    sides = torch.tensor(per_axis(length, axes), dtype=torch.float64)
     unit = Streams(seed).uniform(0, (count, axes), "sensors", torch.float64)[0]
     return PointSensors(shape, unit * sides, length=length, boundary=boundary)
 
@@ -123,18 +124,20 @@ def _neumann(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 # for each boundary: spacings in a length beyond the points, the first point in spacings, and the neighbour that stands for one
-_AROUND: dict[str, tuple[int, float, Callable[[Tensor, int], tuple[Tensor, Tensor]]]] = {
+AROUND: dict[str, tuple[int, float, Callable[[Tensor, int], tuple[Tensor, Tensor]]]] = {
     "periodic": (0, 0.0, _periodic),
     "dirichlet": (1, 1.0, _dirichlet),
     "neumann": (0, 0.5, _neumann),
 }
 
 
-def _matrices(grid: tuple[int, ...], length: tuple[float, ...], kinds: tuple[str, ...], points: Tensor) -> tuple[Tensor, ...]:
+def interpolation(
+    grid: tuple[int, ...], length: tuple[float, ...], kinds: tuple[str, ...], points: Tensor
+) -> tuple[Tensor, ...]:
     """The interpolation (M, N) and its transpose, in compressed rows."""
     ends: list[list[tuple[Tensor, Tensor]]] = []
     for n, side, kind, s in zip(grid, length, kinds, points.T, strict=True):
-        extra, first, around = _AROUND[kind]
+        extra, first, around = AROUND[kind]
         place = s * ((n + extra) / side) - first
         low = place.floor().long()
         share = place - low

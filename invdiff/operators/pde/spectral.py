@@ -40,7 +40,7 @@ from ...core.errors import ConfigError, NumericalError, require_positive
 from ...core.memory import Memory
 from ...core.operator import Operator
 from ...core.policies import Full
-from ..constants import Constants
+from ..constants import Constants, as_given
 
 __all__ = ["ETDRK4", "Burgers", "Evolution", "KdV", "KuramotoSivashinsky", "below_two_thirds", "frequencies"]
 
@@ -223,7 +223,7 @@ class _Quadratic(Evolution):
         keep = below_two_thirds(size, half=True).double()
         k = keep * frequencies(size, length, half=True, odd=True)
         self.fastest = float(k.max())
-        self.constants = Constants(_pair, keep, -1j * factor * k)
+        self.constants = Constants(as_given, keep, -1j * factor * k)
 
     def rate(self, u: Tensor) -> Tensor | None:
         return 2.0 * abs(self.factor) * u.abs().flatten(1).amax(1) * self.fastest
@@ -234,10 +234,6 @@ class _Quadratic(Evolution):
     def _nonlinear(self, v: Tensor) -> Tensor:
         keep, flux = self.constants(v)
         return flux * torch.fft.rfft(torch.fft.irfft(keep * v, n=self.size).square())
-
-
-def _pair(keep: Tensor, flux: Tensor) -> tuple[Tensor, Tensor]:
-    return keep, flux
 
 
 class Burgers(_Quadratic):

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError, ShapeError, require_positive
 from ...core.operator import LinearOperator
+from ..axes import per_axis
 from ..sparse import SparseLU
 from .poisson import Boundary
 
@@ -86,8 +87,8 @@ class AdvectionDiffusion(LinearOperator):
         grid = tuple(size)
         if not 1 <= len(grid) <= 2 or min(grid) < 2:
             raise ShapeError(f"AdvectionDiffusion: expected one or two axes of at least two cells, got {grid}")
-        lengths = (length,) * len(grid) if isinstance(length, int | float) else tuple(length)
-        kinds = (boundary,) * len(grid) if isinstance(boundary, str) else tuple(boundary)
+        lengths = per_axis(length, len(grid))
+        kinds = per_axis(boundary, len(grid))
         if not len(lengths) == len(kinds) == len(grid) or not set(kinds) <= set(get_args(Boundary)):
             raise ConfigError(
                 f"AdvectionDiffusion: expected one length and one boundary of {', '.join(get_args(Boundary))} per axis of "
