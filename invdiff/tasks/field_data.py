@@ -26,7 +26,8 @@ class Fields(Data):
 
     Args:
         generator: a data set such as `invdiff.generators.DarcyFlow`.
-        name: of its field; None where it makes only one.
+        name: of the generator's field; None where it makes only one. A task names it, so that it may stand beside a path,
+            whose field is `dataset`.
         seed: of the generator, in place of the run's: 1000 are the samples that shipped priors are held out from.
         path: a file that `invdiff.io.read_fields` reads.
         dataset: name of the field in the file; None where there is only one.
@@ -58,7 +59,7 @@ class Fields(Data):
         sources = [name for name in ("generator", "path") if getattr(self, name) is not None]
         if len(sources) > 1 or (not sources and self.measurement is None):
             raise ConfigError(f"Fields: expected a generator or a path, got {' and '.join(sources) or 'neither'}")
-        for source, options in (("generator", ("name", "seed")), ("path", ("dataset", "layout", "every"))):
+        for source, options in (("generator", ("seed",)), ("path", ("dataset", "layout", "every"))):
             given = [o for o in options if getattr(self, o) != getattr(type(self), o)]
             if given and source not in sources:
                 raise ConfigError(f"Fields: expected a {source} for {', '.join(given)}, got none")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff.catalogue import load, override
 from invdiff.core import ConfigError, DataError, Gaussian, NumericalError, ShapeError, build
 from invdiff.generators import BurgersFlow, DarcyFlow, KolmogorovFlow, SourceFields, Stored
 from invdiff.guidance import MMPS
@@ -99,7 +100,6 @@ class Broken(SourceFields):
     [
         ({}, ConfigError, "Fields: expected a generator or a path, got neither"),
         ({"generator": SMALL, "path": "x.npy"}, ConfigError, "expected a generator or a path, got generator and path"),
-        ({"path": "x.npy", "name": "u"}, ConfigError, "Fields: expected a generator for name, got none"),
         ({"path": "x.npy", "seed": 1}, ConfigError, "Fields: expected a generator for seed, got none"),
         ({"generator": SMALL, "every": 2}, ConfigError, "Fields: expected a path for every, got none"),
         ({"generator": SMALL, "index": -1}, ConfigError, "expected index >= 0 and dims >= 1, got -1 and 2"),
@@ -135,3 +135,14 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, options, error, says):
 def test_permeabilities_have_two_values():
     (a,) = truths(Fields(generator=DarcyFlow(size=8), name="a"))
     assert set(a.unique().tolist()) <= {3.0, 12.0}
+
+
+@pytest.mark.parametrize("name", ["source_128", "darcy_permeability", "navier_stokes_initial", "burgers_sensors"])
+def test_a_file_takes_the_place_of_a_packaged_generator(name, tmp_path):
+    """As the comment in the task's configuration says: data.generator=null data.path=FILE."""
+    config = load("task", name)
+    shape = (1, 8) if config["data"]["dims"] == 1 else (1, 8, 8)
+    np.save(tmp_path / "field.npy", np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    data = build(override(config, {"data.generator": None, "data.path": str(tmp_path / "field.npy")}, name)["data"])
+    (item,) = data.items(1, 0, None)
+    assert item.shape == shape and float(item.truth.flatten()[3]) == 3.0
