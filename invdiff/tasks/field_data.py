@@ -106,7 +106,10 @@ class Fields(Data):
             frames: the frames of `times` are yet to be taken.
         """
         if value.ndim not in (self.dims, self.dims + 1):
-            raise ShapeError(f"{who}: expected a grid of dims={self.dims} axes and channels, got {tuple(value.shape)}")
+            raise ShapeError(
+                f"{who}: expected a grid of dims={self.dims} axes and channels, got {tuple(value.shape)} (entries lie along the "
+                "first axis of a file: a single field is (1, *grid))"
+            )
         value = value if value.ndim > self.dims else value[None]
         if not frames or self.times is None:
             return value
