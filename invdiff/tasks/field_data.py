@@ -107,8 +107,8 @@ class Fields(Data):
         """
         if value.ndim not in (self.dims, self.dims + 1):
             raise ShapeError(
-                f"{who}: expected a grid of dims={self.dims} axes and channels, got {tuple(value.shape)} (entries lie along the "
-                "first axis of a file: a single field is (1, *grid))"
+                f"{who}: expected a grid of dims={self.dims} axes and channels, got {tuple(value.shape)} (entries lie along "
+                "the first axis of a file: a single field is (1, *grid))"
             )
         value = value if value.ndim > self.dims else value[None]
         if not frames or self.times is None:
