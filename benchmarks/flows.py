@@ -43,7 +43,7 @@ from invdiff.operators.pde.spectral import frequencies
 from invdiff.operators.pde.vorticity import _operators
 
 VISCOSITY, GOAL_ERROR, GOAL_SPEED, GOAL_MEMORY, GOAL_TIME = 1.0 / 200.0, 1e-3, 5.0, 1.0 / 8.0, 1.5
-POLICIES = ("full", "checkpoint(step)", "revolve(32)", "revolve(8)")
+POLICIES = ("full", "checkpoint(step)", "checkpoint(step, 8)", "revolve(32)", "revolve(8)")
 
 
 class Disc(NavierStokes2D):

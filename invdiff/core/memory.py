@@ -6,6 +6,7 @@ network has blocks, of whose activations the same may be asked.
     policy               keeps              evaluations of a step, without its derivative
     full                 N A                N
     checkpoint(step)     N S + A            2 N - 1
+    checkpoint(step, n)  N S / n + n A      2 N - n
     checkpoint(block)    the blocks' inputs of all N steps
     checkpoint(both)     N S + the blocks' inputs of one step + one block
     revolve(c)           c S + A            the fewest that are possible with c stored states (binomial)
@@ -16,7 +17,9 @@ network has blocks, of whose activations the same may be asked.
 Every policy but offload in a lower precision gives the gradient of plain autograd: recomputed values are the same operations
 on the same numbers, those of an inverse agree to rounding. torch's random state and autocast are replayed. checkpoint, revolve
 and offload are nested `torch.utils.checkpoint`s without re-entrance: they work with `torch.autograd.grad`, hooks and
-DistributedDataParallel; `invertible` too, but without second derivatives. `torch.compile` breaks its graph at a step.
+DistributedDataParallel; `invertible` too, but without second derivatives. `torch.compile` breaks its graph at a step. A
+`Closed` step, which reads no random numbers and no parameters, is recomputed without their bookkeeping: for the short steps of
+a solver that is half of the cost.
 
 References: Griewank, Walther, Algorithm 799: revolve, ACM TOMS 26, 2000. Chen, Xu, Zhang, Guestrin, Training deep nets with
 sublinear memory cost, 2016, arXiv:1604.06174.
@@ -29,7 +32,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +41,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from .errors import ConfigError
 from .reversible import Move, Pair, reversible, run_moves
 
-__all__ = ["Blocks", "Memory", "Step", "Tensors", "recomputed", "run_block", "run_chain", "run_steps"]
+__all__ = ["Blocks", "Closed", "Memory", "Step", "Tensors", "joined", "recomputed", "run_block", "run_chain", "run_steps"]
 
 Tensors = tuple[Tensor, ...]
 Step = Callable[..., Tensors]
@@ -92,6 +95,8 @@ class Memory:
     def _within(self, step: Step) -> Step:
         """The step with the policy in force, in the backward pass too, which may run in another thread."""
         if self.blocks == "keep":
+            return step
+        if isinstance(step, Closed):
             return step
         if isinstance(step, Move):
             return step if step.body is None else dataclasses.replace(step, body=_Within(step.body, self))
@@ -153,9 +158,60 @@ def run_steps(steps: Sequence[Step], state: Tensors) -> Tensors:
     return state
 
 
+@dataclass(frozen=True)
+class Closed:
+    """A deterministic step that depends on the tensors of its state alone: a solver's, unlike that of a network.
+
+    Args:
+        step: state -> state.
+    """
+
+    step: Step
+
+    def __call__(self, *state: Tensor) -> Tensors:
+        return self.step(*state)
+
+
+def joined(steps: Sequence[Step]) -> Step:
+    """The steps as one, closed if they all are."""
+    if len(steps) == 1:
+        return steps[0]
+
+    def run(*state: Tensor) -> Tensors:
+        return run_steps(steps, state)
+
+    return Closed(run) if all(isinstance(s, Closed) for s in steps) else run
+
+
+class _Recomputed(torch.autograd.Function):
+    """A closed step of which its state alone is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Step, *state: Tensor) -> Tensors:
+        ctx.step = step
+        ctx.save_for_backward(*state)
+        # a step may return what it was given, which a function must not
+        return tuple(t.view_as(t) for t in step(*state))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        twice, saved, needed = torch.is_grad_enabled(), ctx.saved_tensors, ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            # for a second derivative the graph has to reach the state that was given
+            held = [t.view_as(t) if twice else t.detach().requires_grad_(n) for t, n in zip(saved, needed, strict=True)]
+            pairs = [(o, c) for o, c in zip(ctx.step(*held), cotangents, strict=True) if o.requires_grad]
+            wanted = [t for t, n in zip(held, needed, strict=True) if n]
+            outs, weights = [o for o, _ in pairs], [c for _, c in pairs]
+            found = iter(torch.autograd.grad(outs, wanted, weights, create_graph=twice, allow_unused=True))
+        return None, *(next(found) if n else None for n in needed)
+
+
 def recomputed(step: Step, state: Tensors) -> Tensors:
     """The state after a step, which is evaluated again for its derivative."""
     out: Tensors
+    if isinstance(step, Closed):
+        out = _Recomputed.apply(step, *state)
+        return out
     if not isinstance(step, Move) or not step.inputs:
         out = recompute(step, *state, use_reentrant=False)
         return out

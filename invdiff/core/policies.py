@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CapabilityError, ConfigError
-from .memory import Blocks, Memory, Step, Tensors, recomputed, run_steps
+from .memory import Blocks, Closed, Memory, Step, Tensors, joined, recomputed, run_steps
 from .reversible import Move, Pair, drift, reversible
 from .storage import is_fake, step_bytes
 
@@ -40,24 +40,29 @@ class Checkpoint(Memory):
 
     Args:
         over: "step", "block" or "both"; it sets `blocks` for the last two.
+        every: steps that are recomputed at once, from one stored state.
     """
 
     over: Literal["step", "block", "both"] = "step"
+    every: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.over not in ("step", "block", "both"):
             raise ConfigError(f"Checkpoint: expected over to be step, block or both, got {self.over!r}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ConfigError(f"Checkpoint: expected an integer every >= 1, got {self.every!r}")
         if self.over != "step" and self.blocks == "keep":
             object.__setattr__(self, "blocks", "recompute")
 
     def _chain(self, steps: Sequence[Step], state: Tensors) -> Tensors:
         if self.over == "block":
             return run_steps(steps, state)
-        for step in steps[:-1]:
-            state = recomputed(step, state)
-        # the last one would be evaluated again at once
-        return run_steps(steps[-1:], state)
+        last = (len(steps) - 1) // self.every * self.every
+        for k in range(0, last, self.every):
+            state = recomputed(joined(steps[k : k + self.every]), state)
+        # the last ones would be evaluated again at once
+        return run_steps(steps[last:], state)
 
 
 @dataclass(frozen=True)
@@ -253,7 +258,8 @@ def _revolve(steps: Sequence[Step], state: Tensors, states: int) -> Tensors:
     def begin(*s: Tensor) -> Tensors:
         return _revolve(steps[:first], s, states)
 
-    return _revolve(steps[first:], recomputed(begin, state), max(states - 1, 1))
+    beginning = Closed(begin) if all(isinstance(s, Closed) for s in steps[:first]) else begin
+    return _revolve(steps[first:], recomputed(beginning, state), max(states - 1, 1))
 
 
 # by what was measured, and on which network: its error, and the network's first tensor while it lives
@@ -304,7 +310,7 @@ def _offload(*words: str) -> Offload:
 
 _PARSERS: dict[str, Callable[..., Memory]] = {
     "full": lambda: Full(),
-    "checkpoint": lambda over="step": Checkpoint(over),
+    "checkpoint": lambda over="step", every="1": Checkpoint(over, int(every)),
     "revolve": lambda states: Revolve(int(states)),
     "invertible": lambda: Invertible(),
     "offload": _offload,
@@ -321,6 +327,6 @@ def parse(text: str) -> Memory:
         return _PARSERS[name](*words)
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            "memory: expected full, checkpoint(step), checkpoint(block), checkpoint(both), revolve(STATES), invertible, "
+            "memory: expected full, checkpoint(step), checkpoint(step, N), checkpoint(block), checkpoint(both), revolve(STATES), invertible, "
             f"offload, offload(bfloat16) or auto(8GiB), got {text!r}"
         ) from None

@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from invdiff.core import CapabilityError, ConfigError, NumericalError
-from invdiff.core.memory import Memory, run_block, run_chain
+from invdiff.core.memory import Closed, Memory, run_block, run_chain
 from invdiff.core.policies import Checkpoint, DriftWarning, Full, Invertible, Offload, Revolve
 from invdiff.core.reversible import Move, drift, reversible, run_moves
 from invdiff.core.storage import measure
 
-POLICIES = ["full", "checkpoint(step)", "checkpoint(block)", "checkpoint(both)", "revolve(3)", "invertible", "offload"]
+POLICIES = ["full", "checkpoint(step)", "checkpoint(step, 3)", "checkpoint(block)", "checkpoint(both)", "revolve(3)", "invertible", "offload"]
 
 
 class Body(nn.Module):
@@ -108,7 +108,16 @@ def test_autocast_is_replayed(text):
 
 @pytest.mark.parametrize(
     ("text", "count", "evaluations"),
-    [("full", 25, 25), ("checkpoint(step)", 25, 49), ("revolve(4)", 25, 79), ("revolve(2)", 25, 119), ("invertible", 25, 50)],
+    [
+        ("full", 25, 25),
+        ("checkpoint(step)", 25, 49),
+        ("checkpoint(step, 5)", 25, 45),
+        ("checkpoint(step, 7)", 25, 46),
+        ("checkpoint(step, 30)", 25, 25),
+        ("revolve(4)", 25, 79),
+        ("revolve(2)", 25, 119),
+        ("invertible", 25, 50),
+    ],
 )
 def test_evaluations(text, count, evaluations):
     body = Body()
@@ -177,6 +186,40 @@ def test_no_second_derivative_without_saying_so():
         torch.autograd.grad(out, state, create_graph=True)
 
 
+def closed(counts):
+    def step(a, b, c):
+        counts.append(1)
+        return a * b.cos(), b + a.sin(), c
+
+    return Closed(step)
+
+
+@pytest.mark.parametrize("memory", [Checkpoint(), Checkpoint(every=3), Revolve(2), Offload(), Checkpoint("both", 4)])
+@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, True)])
+def test_closed_steps_have_first_and_second_derivatives(memory, needed):
+    def run(policy, counts=None):
+        start = tuple(
+            torch.linspace(k, k + 1, 5, dtype=torch.float64).requires_grad_(n) for k, n in zip((1, 2, 3), needed, strict=True)
+        )
+        out = policy.chain([closed([] if counts is None else counts)] * 8, start)
+        # the last tensor of the state is passed on as it is: no gradient of it reaches the others
+        loss, wanted = (out[0] * out[1]).square().sum() + out[2].sum(), [s for s in start if s.requires_grad]
+        first = torch.autograd.grad(loss, wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted, materialize_grads=True)
+        return [*first, *second]
+
+    for found, wanted in zip(run(memory), run(Full()), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_closed_steps_are_evaluated_as_often_as_others():
+    for memory, evaluations in ((Checkpoint(), 15), (Checkpoint(every=4), 12), (Revolve(2), Revolve.evaluations(8, 2))):
+        counts = []
+        a, b, c = (torch.ones(3, requires_grad=True) for _ in range(3))
+        torch.autograd.grad(memory.chain([closed(counts)] * 8, (a, b, c))[0].sum(), a)
+        assert len(counts) == evaluations, memory
+
+
 @pytest.mark.parametrize("memory", [Checkpoint(), Revolve(2), Checkpoint(over="both")])
 def test_second_derivatives_through_recomputation(memory):
     def hessian_product(policy):
@@ -207,6 +250,7 @@ def test_parameters_that_are_frozen_get_no_gradient():
         ("full", Full()),
         ("checkpoint", Checkpoint()),
         (" checkpoint( both ) ", Checkpoint("both")),
+        ("checkpoint(step, 8)", Checkpoint("step", 8)),
         ("revolve(8)", Revolve(8)),
         ("offload(bfloat16, cpu)", Offload(torch.bfloat16)),
         (Invertible(), Invertible()),
@@ -216,7 +260,7 @@ def test_policies_have_names(text, policy):
     assert Memory.parse(text) == policy
 
 
-@pytest.mark.parametrize("text", ["", "none", "checkpoint(layer)", "revolve", "revolve(0)", "offload(int8)", "auto(many)", 3])
+@pytest.mark.parametrize("text", ["", "none", "checkpoint(layer)", "checkpoint(step, 0)", "revolve", "revolve(0)", "offload(int8)", "auto(many)", 3])
 def test_names_that_are_none(text):
     with pytest.raises(ConfigError):
         Memory.parse(text)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.func import debug_unwrap
 
 from ...core.errors import ConfigError, NumericalError, require_positive
-from ...core.memory import Memory
+from ...core.memory import Closed, Memory
 from ...core.operator import Operator
 from ...core.policies import Full
 from ..constants import Constants, as_given
@@ -186,7 +186,7 @@ class Evolution(Operator):
 
     def _stretch(self, u: Tensor) -> Tensor:
         memory = self.memory if debug_unwrap(u) is u else Memory.parse("full")
-        return memory.chain([lambda u: (self.step(u),)] * (self.steps // self.save), (u,))[0]
+        return memory.chain([Closed(lambda u: (self.step(u),))] * (self.steps // self.save), (u,))[0]
 
     def _require_stable(self, u: Tensor) -> None:
         number = self.courant(u)
@@ -255,7 +255,7 @@ class Burgers(_Quadratic):
         time: float = 1.0,
         steps: int = 128,
         save: int = 1,
-        memory: str | Memory = "checkpoint(step)",
+        memory: str | Memory = "checkpoint(step, 8)",
     ) -> None:
         if not 0.0 <= viscosity < inf:
             raise ConfigError(f"Burgers: expected viscosity >= 0, got {viscosity}")
@@ -283,7 +283,7 @@ class KdV(_Quadratic):
         time: float = 1.0,
         steps: int = 256,
         save: int = 1,
-        memory: str | Memory = "checkpoint(step)",
+        memory: str | Memory = "checkpoint(step, 8)",
     ) -> None:
         super().__init__(size, lambda k: 1j * k**3, 3.0, length=length, time=time, steps=steps, save=save, memory=memory)
 
@@ -308,7 +308,7 @@ class KuramotoSivashinsky(_Quadratic):
         time: float = 5.0,
         steps: int = 100,
         save: int = 1,
-        memory: str | Memory = "checkpoint(step)",
+        memory: str | Memory = "checkpoint(step, 8)",
     ) -> None:
         super().__init__(size, lambda k: k**2 - k**4, 0.5, length=length, time=time, steps=steps, save=save, memory=memory)
 

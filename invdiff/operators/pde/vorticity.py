@@ -61,7 +61,7 @@ class NavierStokes2D(Evolution):
         time: float = 1.0,
         steps: int = 64,
         save: int = 1,
-        memory: str | Memory = "checkpoint(step)",
+        memory: str | Memory = "checkpoint(step, 8)",
     ) -> None:
         h, w = size
         super().__init__((h, w), time=time, steps=steps, save=save, memory=memory)
