@@ -210,7 +210,7 @@ def recomputed(step: Step, state: Tensors) -> Tensors:
     """The state after a step, which is evaluated again for its derivative."""
     out: Tensors
     if isinstance(step, Closed):
-        out = _Recomputed.apply(step, *state)
+        out = _Recomputed.apply(step, *state)  # type: ignore[no-untyped-call]
         return out
     if not isinstance(step, Move) or not step.inputs:
         out = recompute(step, *state, use_reentrant=False)

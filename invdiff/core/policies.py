@@ -327,6 +327,6 @@ def parse(text: str) -> Memory:
         return _PARSERS[name](*words)
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            "memory: expected full, checkpoint(step), checkpoint(step, N), checkpoint(block), checkpoint(both), revolve(STATES), invertible, "
-            f"offload, offload(bfloat16) or auto(8GiB), got {text!r}"
+            "memory: expected full, checkpoint(step), checkpoint(step, N), checkpoint(block), checkpoint(both), "
+            f"revolve(STATES), invertible, offload, offload(bfloat16) or auto(8GiB), got {text!r}"
         ) from None

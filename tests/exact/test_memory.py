@@ -13,7 +13,16 @@ from invdiff.core.policies import Checkpoint, DriftWarning, Full, Invertible, Of
 from invdiff.core.reversible import Move, drift, reversible, run_moves
 from invdiff.core.storage import measure
 
-POLICIES = ["full", "checkpoint(step)", "checkpoint(step, 3)", "checkpoint(block)", "checkpoint(both)", "revolve(3)", "invertible", "offload"]
+POLICIES = [
+    "full",
+    "checkpoint(step)",
+    "checkpoint(step, 3)",
+    "checkpoint(block)",
+    "checkpoint(both)",
+    "revolve(3)",
+    "invertible",
+    "offload",
+]
 
 
 class Body(nn.Module):
@@ -260,7 +269,9 @@ def test_policies_have_names(text, policy):
     assert Memory.parse(text) == policy
 
 
-@pytest.mark.parametrize("text", ["", "none", "checkpoint(layer)", "checkpoint(step, 0)", "revolve", "revolve(0)", "offload(int8)", "auto(many)", 3])
+@pytest.mark.parametrize(
+    "text", ["", "none", "checkpoint(layer)", "checkpoint(step, 0)", "revolve", "revolve(0)", "offload(int8)", "auto(many)", 3]
+)
 def test_names_that_are_none(text):
     with pytest.raises(ConfigError):
         Memory.parse(text)
