@@ -69,7 +69,13 @@ class KolmogorovFlow:
     ) -> dict[str, Tensor]:
         side = 2.0 * math.pi
         law = GaussianField.laplacian(
-            (1, self.size, self.size), scale=1.0, tau=7.0 / side, alpha=2.5, spacing=side / self.size, boundary="periodic"
+            (1, self.size, self.size),
+            scale=1.0,
+            tau=7.0 / side,
+            alpha=2.5,
+            spacing=side / self.size,
+            boundary="periodic",
+            zero_mean=True,  # as the curl of a periodic flow has
         )
         start = law.to(device).sample(Streams(self.seed, indices), torch.float64)
         start = start / law.spectrum.mean().sqrt()

@@ -18,7 +18,7 @@ from ..core.counting import Counted
 from ..priors.coarse import Coarse
 from ..priors.field import DENSE, SpectralGaussian, rows
 
-__all__ = ["dense", "dense_tangents", "innermost", "required"]
+__all__ = ["dense", "dense_tangents", "innermost", "required", "tangent_rows"]
 
 
 def innermost(prior: object) -> object:
@@ -28,15 +28,17 @@ def innermost(prior: object) -> object:
     return prior
 
 
-def required(field: object, operator: Operator) -> SpectralGaussian:
-    """The field, if it can be the reference for the operator."""
+def required(
+    field: object, operator: Operator, who: str = "MMPS: expected as reference", instead: str = "use data_std, or more cg_steps"
+) -> SpectralGaussian:
+    """The field, if it is one, on the grid of the operator's unknown, and a dense inverse is possible."""
     if not isinstance(field, SpectralGaussian) or tuple(field.shape) != operator.in_shape:
         found = f"{type(field).__name__} on {getattr(field, 'shape', None)}"
-        raise CapabilityError(f"MMPS: expected as reference a Gaussian field on {operator.in_shape}, got {found}")
+        raise CapabilityError(f"{who} a Gaussian field on {operator.in_shape}, got {found}")
     if operator.out_complex or math.prod(operator.out_shape) > DENSE:
         raise CapabilityError(
-            f"MMPS: a reference needs an operator with at most {DENSE} real measurements, {type(operator).__name__} has "
-            f"{operator.out_shape}{' complex' if operator.out_complex else ''}: use data_std, or more cg_steps"
+            f"{who} a Gaussian field, for an operator with at most {DENSE} real measurements, {type(operator).__name__} has "
+            f"{operator.out_shape}{' complex' if operator.out_complex else ''}: {instead}"
         )
     return field
 
@@ -69,7 +71,7 @@ def dense_tangents(
     """r -> (J V_C J^T + Sigma_y)^{-1} r with the tangent J at each item of `point`."""
     noise = variance.double().expand(operator.out_shape).flatten()
     items = zip(point.split(1), sigma.tolist(), strict=True)
-    factors = torch.stack([_factor(field.gram(_tangent_rows(operator, x)), level, noise) for x, level in items])
+    factors = torch.stack([_factor(field.gram(tangent_rows(operator, x)), level, noise) for x, level in items])
 
     def solve(r: Tensor) -> Tensor:
         return torch.cholesky_solve(r.double().flatten(1).unsqueeze(2), factors).reshape(r.shape).to(r.dtype)
@@ -83,8 +85,8 @@ def _factor(gram: Callable[[float], Tensor], level: float, noise: Tensor) -> Ten
     return torch.linalg.cholesky(matrix)
 
 
-def _tangent_rows(operator: Operator, x: Tensor, block: int = 32) -> Tensor:
-    """The matrix of the derivative at one item, (M, *in_shape)."""
+def tangent_rows(operator: Operator, x: Tensor, block: int = 32) -> Tensor:
+    """The matrix of the derivative at one item, (1, *in_shape) -> (M, *in_shape)."""
     count = math.prod(operator.out_shape)
     unit = torch.eye(count, dtype=x.dtype, device=x.device).reshape(count, *operator.out_shape)
     size, parts = min(block, count), []

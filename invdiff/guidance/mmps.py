@@ -86,7 +86,7 @@ class MMPS(Guidance):
             preconditioner. It pays for operators of large condition number with a fast `solve`: in tomography two steps with it
             do better than eight without. It changes nothing where A A^T is a multiple of the identity on what is measured.
         reference: a Gaussian field on the prior's grid for the preconditioner, or "prior" for the prior itself; None for none.
-            For at most 2,048 real measurements.
+            For at most 4,096 real measurements.
 
     Raises:
         CapabilityError: the noise is not Gaussian (its sigma may differ between measurements), or with `data_std` the operator

@@ -40,7 +40,7 @@ from .regression import Regression, load_regression
 from .shipped import shipped, shipped_autoencoder, shipped_regression
 from .solution import Solution, field_prior
 from .sources import load_into, read_weights
-from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum
+from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum, radial_spectrum
 from .steps import DiscreteVP, cosine_betas, cumulative_betas, linear_betas, scaled_linear_betas
 from .subspace import Subspace, fit_subspace
 from .tiles import Tiles
@@ -135,6 +135,7 @@ __all__ = [
     "load_into",
     "load_network",
     "load_regression",
+    "radial_spectrum",
     "read_weights",
     "refine",
     "scaled_linear_betas",

@@ -36,7 +36,7 @@ __all__ = ["DENSE", "GaussianField", "SpectralGaussian", "StationaryGaussian", "
 Boundary = Literal["periodic", "neumann", "dirichlet"]
 
 # real measurements up to which a covariance of the measurement is held
-DENSE = 2048
+DENSE = 4096
 
 
 def rows(operator: LinearOperator, like: Tensor, block: int = 256) -> Tensor:
@@ -78,6 +78,10 @@ class SpectralGaussian(Denoiser):
 
     def extra_repr(self) -> str:
         return f"{self.shape}, mean={self.mean}, boundary={self.boundary}"
+
+    def _power(self, x: Tensor) -> Tensor:
+        """Squares of the deviations of the modes from the mean, (B, C, *spatial), of the scale of the spectrum."""
+        return self._modes(x - self.mean).abs().square() / math.prod(x.shape[i] for i in self._periodic)
 
     def _modes(self, x: Tensor) -> Tensor:
         """Coefficients of (B, C, *spatial): orthonormal along walls, with torch's unscaled FFT along the periodic axes."""
@@ -122,6 +126,16 @@ class SpectralGaussian(Denoiser):
 
         return at
 
+    def supported(self, x: Tensor) -> Tensor:
+        """x, (B, *shape), with the mean in the modes that have no variance."""
+        return self.mean + self._filter(x - self.mean, (self.spectrum > 0).to(x.dtype))
+
+    def distance(self, x: Tensor) -> Tensor:
+        """|x - mean|^2 in units of the variances of the modes that have one, (B, *shape) -> (B,) float64."""
+        spectrum = self.spectrum.double()
+        power = torch.where(spectrum > 0, self._power(x.double()) / torch.where(spectrum > 0, spectrum, 1.0), 0.0)
+        return power.flatten(1).sum(1)
+
     def log_prob(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """log density of x = x0 + sigma n, (B, *shape), (B,) -> (B,); without sigma that of x0.
 
@@ -132,8 +146,7 @@ class SpectralGaussian(Denoiser):
             raise NumericalError(f"{type(self).__name__}: the spectrum has zeros, so x0 has no density: give a sigma")
         variance = self.spectrum.to(x.dtype).expand(x.shape)
         variance = variance if sigma is None else variance + expand(sigma, x) ** 2
-        power = self._modes(x - self.mean).abs().square() / math.prod(x.shape[i] for i in self._periodic)
-        return -0.5 * (power / variance + (2.0 * math.pi * variance).log()).flatten(1).sum(1)
+        return -0.5 * (self._power(x) / variance + (2.0 * math.pi * variance).log()).flatten(1).sum(1)
 
     def sample(self, streams: Streams, dtype: torch.dtype = torch.float32, purpose: str = "prior") -> Tensor:
         """Exact draws, (draws, *shape)."""
@@ -146,7 +159,7 @@ class SpectralGaussian(Denoiser):
         """The exact posterior mean, (*shape), and n exact draws, (n, *shape), of a linear problem with Gaussian noise.
 
         Matheron's rule: with x0 from the prior and n0 from the noise, x0 + K (y - A x0 - n0) is a draw of the posterior. K by a
-        dense factorisation of the covariance of y in float64 where there are at most 2,048 real measurements, else by
+        dense factorisation of the covariance of y in float64 where there are at most 4,096 real measurements, else by
         conjugate gradients in the space of the measurement, to relative residual `tol`.
         """
         who = type(self).__name__

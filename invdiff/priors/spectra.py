@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core import ConfigError, NumericalError, ShapeError
 from ..core.errors import require_positive
 
-__all__ = ["Laplacian", "Matern", "PowerLaw", "SquaredExponential", "Tabulated", "fit_spectrum"]
+__all__ = ["Laplacian", "Matern", "PowerLaw", "SquaredExponential", "Tabulated", "fit_spectrum", "radial_spectrum"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,36 @@ class Tabulated:
         right = torch.searchsorted(nodes, q).clamp(1, len(nodes) - 1)
         part = (q - nodes[right - 1]) / (nodes[right] - nodes[right - 1])
         return torch.lerp(values[right - 1], values[right], part)
+
+
+def radial_spectrum(fields: Tensor, *, spacing: float = 1.0) -> Tabulated:
+    """The spectral density of periodic fields on a square or cubic grid, averaged over directions, in `GaussianField`'s units.
+
+    Means of the periodogram over rings of wave numbers, one step 2 pi / (n spacing) wide, for std=None and length=1.
+
+    Args:
+        fields: (M, C, *spatial), as many points on every axis; their mean is taken as zero.
+        spacing: of the grid.
+
+    Raises:
+        ShapeError: the fields are not on such a grid.
+    """
+    size = fields.shape[2:]
+    if fields.ndim < 3 or len(set(size)) > 1 or size[0] < 4:
+        raise ShapeError(f"radial_spectrum: expected fields (M, C, n, ..., n), n >= 4, got {tuple(fields.shape)}")
+    n, dims = size[0], len(size)
+    power = torch.fft.fftn(fields.double(), dim=tuple(range(2, fields.ndim))).abs().square().mean((0, 1)) / n**dims
+    k = torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64)
+    radius = torch.stack([a * a for a in torch.meshgrid(*[k] * dims, indexing="ij")]).sum(0).sqrt().flatten()
+    ring = radius.round().long()
+    count = torch.bincount(ring)
+
+    def averaged(values: Tensor) -> list[float]:
+        return (torch.zeros(len(count), dtype=torch.float64).index_add_(0, ring, values.flatten()) / count).tolist()
+
+    # at the rings' own average, and up to the farthest mode
+    unit, p = 2.0 * math.pi / (n * spacing), [v * spacing**dims for v in averaged(power)]
+    return Tabulated([unit * r for r in (*averaged(radius), float(radius.max()) + 1.0)], [*p, p[-1]])
 
 
 def fit_spectrum(images: Tensor, *, spacing: float = 1.0) -> dict[str, float]:

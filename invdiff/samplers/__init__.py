@@ -10,6 +10,7 @@ from .guided import Guided, Level
 from .idm import IDM, shipped_idm
 from .idm_network import IDMNetwork, load_idm
 from .integrators import DDIM, Ancestral, Euler, Heun, Integrator
+from .laplace import Laplace
 from .least_squares import LeastSquares, Linearised
 from .reddiff import REDDiff
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
@@ -36,6 +37,7 @@ __all__ = [
     "Heun",
     "IDMNetwork",
     "Integrator",
+    "Laplace",
     "LeastSquares",
     "Level",
     "Linearised",

@@ -29,7 +29,7 @@ from invdiff.core.errors import ConfigError
 from invdiff.guidance import MMPS, PiGDM
 from invdiff.priors import GaussianPrior, StationaryGaussian
 from invdiff.priors.field import SpectralGaussian
-from invdiff.samplers import DPS, Ancestral, DFlow, DiffPIR, Guided, Heun, REDDiff, Reversible, Steered
+from invdiff.samplers import DPS, Ancestral, DFlow, DiffPIR, Guided, Heun, Laplace, REDDiff, Reversible, Steered
 
 # torch.func.jvp loads decompositions that torch itself still compiles by the deprecated torch.jit.script
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -120,7 +120,7 @@ def reference(sampler):
 
 def prior_of(sampler, dtype=F64):
     """A Gaussian; a Gaussian field for the samplers that need one."""
-    return make_field(dtype) if reference(sampler) == "prior" else make_prior(dtype)
+    return make_field(dtype) if reference(sampler) == "prior" or isinstance(sampler, Laplace) else make_prior(dtype)
 
 
 # presets in the units of their task, in those of these tests
@@ -143,8 +143,8 @@ def prior(sampler):
 
 
 def number(info):
-    """What every sampler records of a step: its noise level, or the misfit where it has none."""
-    return info["sigma"] if "sigma" in info else info["misfit"]
+    """What every sampler records of a step: its noise level, or the misfit or the objective where it has none."""
+    return next(info[name] for name in ("sigma", "misfit", "objective") if name in info)
 
 
 def facts(samples):
@@ -253,6 +253,11 @@ def test_nan_stops_the_run_at_its_step(sampler, prior):
         with pytest.raises(NumericalError, match=r"not finite after step 1 of 6 in draws \[0, 1\]"):
             sampler(make_problem(), Breaks(prior, 1.0), n=2, seed=0)
         return
+    if isinstance(sampler, Laplace):
+        # takes the law of a field, and no other denoiser
+        with pytest.raises(CapabilityError, match="got Breaks"):
+            sampler(make_problem(), Breaks(prior, 1.0), n=2, seed=0)
+        return
     sampler(make_problem(), prior, n=2, seed=0, callback=lambda info: seen.append(info["sigma"]))
     # a denoiser that fails below its third level is first called there in step 3 or, by Heun's look ahead, in step 2
     levels = sorted({*seen, 50.0} - {0.0}, reverse=True)
@@ -276,8 +281,8 @@ def test_a_point_estimate_has_no_spread(sampler, prior):
 def test_complex_measurements_through_a_view(sampler, prior):
     problem = make_problem("complex")
     assert problem.y.is_complex()
-    if reference(sampler) is not None:
-        with pytest.raises(CapabilityError, match=r"a reference needs an operator .* real measurements, .* complex"):
+    if reference(sampler) is not None or isinstance(sampler, Laplace):
+        with pytest.raises(CapabilityError, match=r"a Gaussian field, for an operator .* real measurements, .* complex"):
             sampler(problem, prior, n=2, seed=0)
         return
     samples = sampler(problem, prior, n=2, seed=0)

@@ -11,7 +11,7 @@ from invdiff.operators.cosine import dct, dst, idct, idst
 from invdiff.operators.restoration import Mask
 from invdiff.priors import GaussianPrior
 from invdiff.priors.field import GaussianField, StationaryGaussian, rows
-from invdiff.priors.spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum
+from invdiff.priors.spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum, radial_spectrum
 
 F64 = torch.float64
 
@@ -299,3 +299,18 @@ def test_fit_of_volumes_and_of_what_is_no_such_field():
 
 def test_a_resumed_run_can_tell_means_apart():
     assert repr(StationaryGaussian((1, 4), mean=0.1)) != repr(StationaryGaussian((1, 4), mean=0.2))
+
+
+def test_the_radial_spectrum_of_draws_is_that_of_their_law():
+    size, spacing = 32, 0.25
+    law = GaussianField((1, size, size), Laplacian(3.0, 2.0, 1.5), std=None, spacing=spacing, boundary="periodic")
+    draws = law.sample(Streams(0, 400), torch.float64)
+    table = radial_spectrum(draws, spacing=spacing)
+    q = torch.tensor(table.q[1:12], dtype=torch.float64)
+    # 400 draws of some 6 modes and more on a ring, and the curvature of the spectrum over one
+    assert float((torch.tensor(table.p[1:12]) / Laplacian(3.0, 2.0, 1.5)(q) - 1.0).abs().max()) < 0.05
+    again = GaussianField((1, size, size), table, std=None, spacing=spacing, boundary="periodic")
+    assert abs(float(again.spectrum.sum() / draws.square().mean(0).sum()) - 1.0) < 0.02
+    for wrong in (torch.zeros(2, 1, 8, 6), torch.zeros(4, 4), torch.zeros(2, 1, 2, 2)):
+        with pytest.raises(ShapeError, match="radial_spectrum"):
+            radial_spectrum(wrong)

@@ -249,12 +249,12 @@ def test_what_no_preconditioner_can_be_made_of():
     other = GaussianField((1, 5, 6), Matern(2.0))
     is_complex = Matrix(torch.complex(randn(3, 4), randn(3, 4)), (1, 2, 2)) @ ViewAsComplex((1, 2, 2))
     small = GaussianField((2, 2, 2), Matern(2.0))
-    large = Matrix(torch.zeros(2049, 30, dtype=F64), SHAPE)
+    large = Matrix(torch.zeros(4097, 30, dtype=F64), SHAPE)
     for reference, given, words in (
         (other, problem, r"a Gaussian field on \(1, 6, 5\), got GaussianField on \(1, 5, 6\)"),
         (twin(prior), problem, r"a Gaussian field on \(1, 6, 5\), got GaussianPrior"),
         ("prior", Problem(is_complex, Gaussian(0.1), torch.zeros(3, dtype=torch.complex128)), r"\(3,\) complex"),
-        ("prior", Problem(large, Gaussian(0.1), torch.zeros(2049, dtype=F64)), r"at most 2048 .* Matrix has \(2049,\)"),
+        ("prior", Problem(large, Gaussian(0.1), torch.zeros(4097, dtype=F64)), r"at most 4096 .* Matrix has \(4097,\)"),
     ):
         guided = small if given.operator is is_complex else prior
         with pytest.raises(CapabilityError, match=words):
