@@ -32,7 +32,7 @@ lint: $(STAMP)  ## ruff on everything, mypy on invdiff/core
 gpu: $(STAMP)  ## the tests and benchmarks that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: torch finds no CUDA device")'
 	$(BIN)/python -m pytest -m gpu
-	@for name in kernels dwt training overhead krylov_steps; do \
+	@for name in kernels dwt flows training overhead krylov_steps; do \
 	    echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --device cuda || exit 1; done
 
 clean:  ## remove .venv, outputs and caches

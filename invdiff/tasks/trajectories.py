@@ -2,13 +2,14 @@
 
 Sample k of a generator has u0 (1, n), f (slots, n) and u (frames + 1, n), which starts with u0, or more axes of space. With as
 many slots as frames, u without its first frame and f are on one grid (time, *space). Coarser levels of a sample have every
-second frame, and averages over pairs of slots and over 2^d neighbouring cells. An item is the unknown of a `FieldCode` with
-what is told of it, each part of which is left out at random.
+second frame, and averages over pairs of slots and over 2^d neighbouring cells. Smoke (`SmokeControl`) has other names,
+density0, density, vx, vy, cx and cy, and no coarser levels. An item is the unknown of a `FieldCode` with what is told of it,
+each part of which is left out at random.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -20,7 +21,7 @@ from ..generators.sources import Generator
 from ..priors.refine import coarsen, upsample
 from ..priors.wdno import FieldCode
 
-__all__ = ["RefinedTrajectories", "Trajectories", "as_fields"]
+__all__ = ["RefinedTrajectories", "Trajectories", "as_fields", "smoke_fields"]
 
 Samples = dict[str, Tensor]
 
@@ -31,6 +32,18 @@ def as_fields(raw: Mapping[str, Tensor]) -> Samples:
     return {"u0": raw["u0"], "uT": u[:, -1:], "u": u[:, 1:].unsqueeze(1), "f": raw["f"].unsqueeze(1)}
 
 
+def smoke_fields(raw: Mapping[str, Tensor]) -> Samples:
+    """What `SmokeControl` makes, as fields: density0 (N, 1, *space), density, vx, vy, cx, cy (N, 1, frames, *space).
+
+    Frames are those after the first one, at the ends of the slots of the control.
+    """
+    density, velocity, control = raw["density"], raw["velocity"][:, 1:], raw["control"]
+    fields = {"density0": density[:, :1], "density": density[:, 1:].unsqueeze(1)}
+    for axis, name in enumerate("xy"):
+        fields |= {f"v{name}": velocity[:, None, :, axis], f"c{name}": control[:, None, :, axis]}
+    return fields
+
+
 class Trajectories:
     """index -> (unknown, {"concat": what is told}), float32, a function of the index as all sources are.
 
@@ -38,13 +51,15 @@ class Trajectories:
     bytes, of 10,000 with 80 x 120 frames and slots 0.8 GB; and for as long as a batch is computed what its solver needs.
 
     Args:
-        generator: indices -> {"u0", "f", "u"}, with as many slots of f as frames of u.
+        generator: indices -> {"u0", "f", "u"}, with as many slots of f as frames of u, or what `fields` takes.
         code: units, coordinates, and what is told.
         count: how many trajectories there are; index k is trajectory k mod count, with other parts left out.
         keep: {name: probability with which it is told}; 1 for names that are missing.
+        together: names that are told together or not at all, with the probability of the first of each group.
         coarser: how many times the trajectories are halved on every axis.
         batch: trajectories computed at once.
         seed: of what is left out.
+        fields: from what the generator makes to the fields of the code, `as_fields` or `smoke_fields`.
     """
 
     def __init__(
@@ -54,31 +69,40 @@ class Trajectories:
         *,
         count: int,
         keep: Mapping[str, float] | None = None,
+        together: Sequence[Sequence[str]] = (),
         coarser: int = 0,
         batch: int = 128,
         seed: int = 0,
+        fields: Callable[[Mapping[str, Tensor]], Samples] = as_fields,
     ) -> None:
         if min(count, batch) < 1 or coarser < 0:
             raise ConfigError(f"Trajectories: expected count, batch >= 1 and coarser >= 0, got {count}, {batch} and {coarser}")
         if bad := {k: p for k, p in (keep or {}).items() if k not in code.told or not 0.0 <= p <= 1.0}:
             raise ConfigError(f"Trajectories: expected keep to have probabilities of {', '.join(code.told)}, got {bad}")
-        self.generator, self.code, self.count, self.batch = generator, code, count, batch
+        first = {name: group[0] for group in together for name in group}
+        if sum(map(len, together)) > len(first) or not set(first) <= set(code.told):
+            raise ConfigError(f"Trajectories: expected together to be groups of {', '.join(code.told)}, got {together}")
+        if fields is not as_fields and coarser:
+            raise ConfigError(f"Trajectories: only u0, f and u have coarser levels: expected coarser=0, got {coarser}")
+        self.generator, self.code, self.count, self.batch, self.fields = generator, code, count, batch, fields
         self.keep, self.coarser, self.seed = dict(keep or {}), coarser, seed
+        self._leads = [code.told.index(first.get(name, name)) for name in code.told]
         self._held: dict[int, Samples] = {}
 
     def __call__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         sample, code = self.sample(index % self.count), self.code
         chance = Streams(self.seed, (index,)).uniform(0, (len(code.told),), "told")[0].tolist()
-        told = {n: sample[n] for n, c in zip(code.told, chance, strict=True) if c < self.keep.get(n, 1.0)}
+        kept = [c < self.keep.get(name, 1.0) for name, c in zip(code.told, chance, strict=True)]
+        told = {name: sample[name] for name, k in zip(code.told, self._leads, strict=True) if kept[k]}
         unknown = code.encode({name: sample[name] for name in code.unknown})
-        return unknown[0], {"concat": code.condition(sample["u"].shape[2:], told, like=unknown)[0]}
+        return unknown[0], {"concat": code.condition(sample[code.unknown[0]].shape[2:], told, like=unknown)[0]}
 
     def sample(self, k: int) -> Samples:
         """The fields of trajectory k, each (1, 1, ...)."""
         block, place = divmod(k, self.batch)
         if block not in self._held:
             first = block * self.batch
-            fields = as_fields(self.generator(range(first, min(first + self.batch, self.count))))
+            fields = self.fields(self.generator(range(first, min(first + self.batch, self.count))))
             for _ in range(self.coarser):
                 fields = coarsen(fields)
             self._held[block] = {name: v.float() for name, v in fields.items()}

@@ -20,6 +20,7 @@ EXAMPLES = {
     "darcy_permeability": (["out.png"], "darcy64"),
     "initial_vorticity": (["out.png", "out.gif"], "vorticity64"),
     "wdno_burgers": (["out.png", "out_control.png"], "burgers_wdno_sr"),
+    "wdno_smoke": (["out.png", "out.gif"], "smoke_wdno"),
 }
 
 
