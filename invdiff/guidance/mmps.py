@@ -7,9 +7,9 @@ The prior's posterior p(x0 | x) is approximated by N(D, V), D = D(x, sigma), V =
 solved by a few Krylov steps in the space of the measurement, each of them one vector-Jacobian product through the network.
 Exact for every Gaussian prior once the solver has converged. The paper takes conjugate gradients. The Jacobian of a trained
 network is neither symmetric nor positive, and at high noise, where V is sigma^2 times a small difference, CG can diverge within
-three steps. Generalised conjugate residuals span the same Krylov space and make the residual least, which never grows; they
-need V A^T of each direction and not w, so K steps cost K products. With `data_std` the directions are preconditioned by the
-inverse that PiGDM would use, V = r^2 I with r^2 = sigma^2 s^2 / (s^2 + sigma^2),
+three steps. Generalised conjugate residuals span the same Krylov space and make the residual least, each value in units of its
+noise, which never grows; they need V A^T of each direction and not w, so K steps cost K products. With `data_std` the
+directions are preconditioned by the inverse that PiGDM would use, V = r^2 I with r^2 = sigma^2 s^2 / (s^2 + sigma^2),
 
     p = (r^2 A A^T + sigma_y^2 I)^{-1} residual ~ residual - A (A^T A + sigma_y^2 / r^2)^{-1} A^T residual,
 
@@ -126,6 +126,8 @@ class _Guided(Denoiser):
         super().__init__(prior.shape, prior.sigma_min, prior.sigma_max)
         self.prior, self.operator, self.y = prior, problem.operator, problem.y
         self.options, self.variance = options, sigma_y.square()
+        # one where all noises are alike
+        self.weight = sigma_y.min() / sigma_y
         self.factors: Callable[[Tensor, Tensor], Tensor] | None = None
         self.field: SpectralGaussian | None = None
         if options.reference is not None:
@@ -157,10 +159,11 @@ class _Guided(Denoiser):
         """V J^T w for (J V J^T + Sigma_y) w = r, with push = J and spread = V J^T."""
         total: Tensor | None = None
         before: list[tuple[Tensor, Tensor, Tensor]] = []
+        r = self.weight * r
         for _ in range(self.options.cg_steps):
             p = precondition(_scaled(r))
             s = spread(p)
-            q = push(s) + self.variance * p
+            q = self.weight * (push(s) + self.variance * p)
             size = dot(q, q)
             for s_j, q_j, inverse_j in before:
                 beta = dot(q, q_j) * inverse_j
@@ -179,14 +182,16 @@ class _Guided(Denoiser):
     def _preconditioner(self, point: Tensor, sigma: Tensor) -> Jacobian:
         if self.field is None or isinstance(self.operator, LinearOperator):
             return lambda r: self.precondition(r, sigma)
-        return dense_tangents(self.field, self.operator, point, sigma, self.variance)
+        solve = dense_tangents(self.field, self.operator, point, sigma, self.variance)
+        return lambda r: solve(r / self.weight)
 
     def precondition(self, r: Tensor, sigma: Tensor) -> Tensor:
-        """The inverse that stands for (A V A^T + Sigma_y)^{-1}, times the residual, up to a factor."""
+        """The inverse that stands for (A V A^T + Sigma_y)^{-1}, of a weighted residual, up to a factor."""
+        if self.options.data_std is None and self.factors is None:
+            return self.weight * r
+        r = r / self.weight
         if self.factors is not None:
             return self.factors(r, sigma)
-        if self.options.data_std is None:
-            return r
         assert isinstance(self.operator, LinearOperator)  # by `needs`
         rho = self.variance.mean() * (1.0 / sigma.square() + 1.0 / self.options.data_std**2)
         return r - self.operator(self.operator.solve(self.operator.adjoint(r), rho))

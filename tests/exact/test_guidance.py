@@ -190,3 +190,17 @@ def test_the_unit_of_the_measurement_changes_no_digit():
         problem = Problem(Matrix(unit * matrix, (8,)), Gaussian(0.01 * unit), unit * y)
         found.append(MMPS(cg_steps=12)(prior, problem)(randn(3, 8, seed=8).float(), torch.full((3,), 0.3)))
     assert bool(found[1].isfinite().all()) and torch.equal(*found)
+
+
+def test_a_precise_measurement_is_seen_beside_many_weak_ones():
+    """Residuals count in units of their noise: a step serves what is far from explained first."""
+    prior = GaussianPrior(torch.zeros(501, dtype=F64), torch.eye(501, dtype=F64))
+    sigmas, truth = torch.full((501,), 30.0, dtype=F64), randn(501, seed=1)
+    sigmas[0], truth[0] = 0.1, 5.0
+    problem = Problem.simulate(Matrix(torch.eye(501, dtype=F64), (501,)), Gaussian(sigmas), truth, seed=0)
+    x, sigma = 10.0 * randn(4, 501, seed=2), torch.full((4,), 10.0, dtype=F64)
+    exact, found = prior.posterior(problem)(x, sigma), MMPS(cg_steps=1)(prior, problem)(x, sigma)
+    # the prior knows nothing of the 5; unweighted, one step ends 5 away
+    assert float((prior(x, sigma) - exact)[:, 0].abs().min()) > 4.8
+    assert float((found - exact)[:, 0].abs().max()) < 0.02
+    assert float((found - exact)[:, 1:].abs().max()) < 0.15
