@@ -18,7 +18,7 @@ EXAMPLES = {
     "burgers_sensors": (["out.png", "out_in_time.png"], None),
     "shock_and_smoke": (["out.png", "out.gif"], None),
     "darcy_permeability": (["out.png"], "darcy64"),
-    "initial_vorticity": (["out.png", "out.gif"], "vorticity64"),
+    "initial_vorticity": (["out.png", "out.gif"], None),
     "wdno_burgers": (["out.png", "out_control.png"], "burgers_wdno_sr"),
     "wdno_smoke": (["out.png", "out.gif"], "smoke_wdno"),
 }
