@@ -8,7 +8,6 @@
 with fields density, vx, vy, cx, cy on (frames, y, x). What has left through the target is collected in its cells
 (`operators.pde.smoke`), so that the share s is linear in rho(T), and J = |A x - y|^2 with A x = (s, c in the rim times
 sqrt(w / points)) and y = (1, 0, ..., 0), measured with Gaussian pseudo-noise of standard deviation tau, as in `tasks.control`.
-All of y has one noise, since Krylov methods, which weigh residuals alike, see little of s beside thousands of weak values.
 The published objective is linear, -s + w mean |c|^2; a quadratic one presses less, the more has left. On 32 x 32 cells the
 solver keeps the smoke to some tens of per cent: s is a share of the initial smoke, those of a score of what is there at T.
 

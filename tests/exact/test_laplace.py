@@ -108,5 +108,8 @@ def test_what_it_can_not_do():
     for wrong in ({"start": "zero"}, {"inflations": ()}, {"inflations": (0.5,)}, {"chords": -1}):
         with pytest.raises(ConfigError, match="Laplace"):
             Laplace(**wrong)
+    wide = GaussianField(GRID, Matern(9.0), std=1e6, length=9.0)
+    with pytest.raises(NumericalError, match="noise is too small"):
+        Laplace()(Problem(Every(GRID, 1), Gaussian(1e-9), y), wide, seed=0)
     with pytest.raises(NumericalError, match="Narrow"):
         Laplace()(Problem(Narrow(), Gaussian(1.0), y), FIELD, seed=0)

@@ -304,3 +304,17 @@ def test_the_protocol_runs(tmp_path):
     assert [r["variant"] for r in rows] == [name] and rows[0]["control"]["data"] < rows[0]["control"]["none"]
     main([*arguments, "--variants", name])
     assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 1
+
+
+@pytest.mark.slow
+def test_the_small_protocol_keeps_its_order(tmp_path):
+    """A quarter of the documented training, one seed: what docs/wdno.md says of the ordering, with room for the seed."""
+    main = runpy.run_path(str(ROOT / "benchmarks" / "wdno.py"))["main"]
+    out = tmp_path / "rows.json"
+    main(["--steps", "150", "--seeds", "0", "--out", str(out), "--work", str(tmp_path), "--variants", "fno", "haar 1", "pixel"])
+    fno, haar, pixel = json.loads(out.read_text())["rows"]
+    error = {row["variant"]: row["simulation"]["mean"]["relative_l2"] for row in (haar, pixel)}
+    assert error["haar 1"] < 0.8 * error["pixel"]
+    assert fno["simulation"]["one"]["relative_l2"] < error["haar 1"] < 1.0
+    # every controller does better than none, and none better than the data's own control
+    assert haar["control"]["data"] < fno["control"]["descent"] < haar["control"]["guided"] < 0.5 * haar["control"]["none"]
