@@ -6,6 +6,7 @@ Cases with a linear operator and Gaussian noise, so that the posterior of a Gaus
     coloured   prior N(m, C_8) with correlated, unequal variances
     complex    the same through a complex operator, unknown = (real parts, imaginary parts)
     composed   the same for coefficients c of a synthesis x = B c
+    field      prior a Gaussian field on a line, for the samplers that take no other
     mixture    25 unit Gaussians on a grid of means, d = 8, one, two and four measurements
 
 For a Gaussian posterior N(m, C) and n draws with mean u and covariance S, every row holds
@@ -28,19 +29,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .core import Denoiser, Gaussian, Karras, Matrix, Problem, Sampler, Streams, ViewAsComplex
+from .core import Denoiser, Karras, Problem, Sampler, Streams
 from .guidance import MMPS, Guidance, PiGDM
 from .metrics import coverage, sliced_wasserstein, z_cov, z_mean
-from .priors import GaussianMixture, GaussianPrior
+from .priors import GaussianPrior
 from .samplers import (
     BDIA,
     DDNM,
@@ -53,95 +53,16 @@ from .samplers import (
     Euler,
     Guided,
     Heun,
+    Laplace,
     REDDiff,
     Reversible,
     Steered,
 )
+from .validation_cases import GAUSSIAN, MAKERS, MIXTURES, Case
 
 __all__ = ["Case", "Contender", "Doubled", "contenders", "distances", "moments", "row", "run", "table"]
 
-F64, PROBLEMS = torch.float64, 3
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem whose posterior is known.
-
-    Attributes:
-        prior, exact: the prior and the exact posterior, objects of the same kind.
-    """
-
-    name: str
-    problem: Problem
-    prior: GaussianPrior | GaussianMixture
-    exact: GaussianPrior | GaussianMixture
-
-    @classmethod
-    def of(cls, name: str, problem: Problem, prior: Any) -> Case:
-        return cls(name, problem, prior, prior.posterior(problem))
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    return Streams(seed).normal(0, shape, "validation", F64)[0]
-
-
-def _measurement(seed: int, m: int, d: int) -> Tensor:
-    """A Gaussian (m, d) matrix with its singular values replaced by sorted U(0, 1) ones."""
-    u, _, vh = torch.linalg.svd(_normal(seed, m, d), full_matrices=False)
-    s = Streams(seed).uniform(0, (m,), "singular values", F64)[0].sort(descending=True).values
-    return (u * s) @ vh
-
-
-def _noise_level(seed: int, operator: Matrix) -> float:
-    share = float(Streams(seed).uniform(0, (1,), "noise level", F64))
-    return share * float(torch.linalg.matrix_norm(operator.matrix, 2))
-
-
-def white(seed: int = 0, d: int = 8, m: int = 4) -> Case:
-    """Prior N(0, I): the one on which PiGDM is exact. The noise level is U(0, 1) max a_i."""
-    prior = GaussianPrior(torch.zeros(d, dtype=F64), torch.ones(d, dtype=F64), sigma_max=1000.0)
-    operator = Matrix(_measurement(seed, m, d))
-    problem = Problem.simulate(operator, Gaussian(_noise_level(seed, operator)), _normal(seed + 100, d), seed)
-    return Case.of("white", problem, prior)
-
-
-def _coloured_prior(seed: int, d: int) -> GaussianPrior:
-    basis = torch.linalg.qr(_normal(seed, d, d)).Q
-    variances = torch.logspace(-1.5, 0.5, d, dtype=F64)
-    return GaussianPrior(_normal(seed + 1, d), (basis * variances) @ basis.T, sigma_max=1000.0)
-
-
-def coloured(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
-    """Prior N(m, C) with standard deviations from 0.18 to 1.8."""
-    prior = _coloured_prior(seed, d)
-    problem = Problem.simulate(Matrix(_measurement(seed, m, d)), Gaussian(sigma), prior.sample(Streams(seed)), seed)
-    return Case.of("coloured", problem, prior)
-
-
-def complex_valued(seed: int = 0, d: int = 8, m: int = 2, sigma: float = 0.1) -> Case:
-    """A complex measurement of d / 2 complex unknowns."""
-    prior = _coloured_prior(seed, d)
-    matrix = torch.complex(_measurement(seed, m, d // 2), _measurement(seed + 1, m, d // 2))
-    operator = Matrix(matrix) @ ViewAsComplex((d // 2,))
-    return Case.of("complex", Problem.simulate(operator, Gaussian(sigma), prior.sample(Streams(seed)), seed), prior)
-
-
-def composed(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
-    """Coefficients of a synthesis that is neither square nor orthogonal."""
-    prior = _coloured_prior(seed, d)
-    synthesis = Matrix(_normal(seed + 2, 2 * d, d) / d**0.5)
-    x = synthesis(prior.sample(Streams(seed)))
-    problem = Problem.simulate(Matrix(_measurement(seed, m, 2 * d)), Gaussian(sigma), x, seed)
-    return Case.of("composed", problem.through(synthesis), prior)
-
-
-def mixture(seed: int = 0, d: int = 8, m: int = 1) -> Case:
-    """The mixture suite of MCGdiff: means (8 i, 8 j, 8 i, ...), i, j = -2 .. 2, random weights, noise U(0, 1) max a_i."""
-    grid = 8.0 * torch.cartesian_prod(*[torch.arange(-2.0, 3.0, dtype=F64)] * 2)
-    prior = GaussianMixture(_normal(seed, 25).square(), grid.repeat(1, d // 2), sigma_max=1e4)
-    operator = Matrix(_measurement(seed, m, d))
-    problem = Problem.simulate(operator, Gaussian(_noise_level(seed, operator)), prior.sample(Streams(seed + 7)), seed)
-    return Case.of(f"mixture dy={m}", problem, prior)
+PROBLEMS = 3
 
 
 @dataclass(frozen=True)
@@ -190,16 +111,6 @@ def moments(draws: Tensor, case: Case) -> dict[str, float]:
         m = case.problem.operator.out_shape[0]
         row |= {"observed": float(ratio[:m].mean()), "null": float(ratio[m:].mean())}
     return row
-
-
-MAKERS: dict[str, Callable[[int], Case]] = {
-    "white": white,
-    "coloured": coloured,
-    "complex": complex_valued,
-    "composed": composed,
-    **{f"mixture dy={m}": partial(mixture, m=m) for m in (1, 2, 4)},
-}
-GAUSSIAN, MIXTURES = tuple(MAKERS)[:4], tuple(MAKERS)[4:]
 
 
 @dataclass(frozen=True)
@@ -257,6 +168,7 @@ def contenders() -> list[Contender]:
         Contender("pigdm, heun", Guided(guidance=pigdm, **heun), "exact", ("white",)),
         Contender("mmps, o-belm", Reversible(mmps, OBELM(), fine, steps=60), "exact", GAUSSIAN),
         Contender("mmps, bdia", Reversible(mmps, BDIA(), fine, steps=60), "exact", ("white", "coloured")),
+        Contender("laplace", Laplace(steps=1), "exact", ("field",)),
         Contender("mmps doubled", Guided(guidance=Doubled(), **heun), "wrong", ("white", "coloured")),
     ]
     # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the
