@@ -31,6 +31,7 @@ How to read it
   **PiGDM** is exact for the white one, whose standard deviation it is told. On mixtures neither is: they replace p(x0 |
   x) by one Gaussian. The exact posterior's own denoiser in the same integrators is exact there, so that what remains is
   the guidance and not the integrator.
+- **Laplace** is exact for Gaussian fields and linear operators, at the cost of one factorisation; it takes no other prior.
 - **Ancestral steps** lose variance in proportion to the step: compare 50, 100, 200, 400 steps. Heun's rule is of second
   order.
 - **O-BELM and BDIA**, whose chains can be undone, match Heun's rule at half of its evaluations. **EDICT** is of first
