@@ -37,11 +37,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Denoiser, Karras, Problem, Sampler, Streams
-from .guidance import MMPS, Guidance, PiGDM
-from .metrics import coverage, sliced_wasserstein, z_cov, z_mean
-from .priors import GaussianPrior
-from .samplers import (
+from ..core import Denoiser, Karras, Problem, Sampler, Streams
+from ..guidance import MMPS, Guidance, PiGDM
+from ..metrics import coverage, sliced_wasserstein, z_cov, z_mean
+from ..priors import GaussianPrior
+from ..samplers import (
     BDIA,
     DDNM,
     DPS,
@@ -58,9 +58,9 @@ from .samplers import (
     Reversible,
     Steered,
 )
-from .validation_cases import GAUSSIAN, MAKERS, MIXTURES, Case
+from .cases import GAUSSIAN, MAKERS, MIXTURES, Case
 
-__all__ = ["Case", "Contender", "Doubled", "contenders", "distances", "moments", "row", "run", "table"]
+__all__ = ["Contender", "Doubled", "contenders", "distances", "moments", "row", "run", "table"]
 
 PROBLEMS = 3
 

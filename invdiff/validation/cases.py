@@ -1,4 +1,4 @@
-"""Problems whose posterior is known in closed form; `validation` says what they are for."""
+"""Problems whose posterior is known in closed form; `laboratory` says what they are for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Gaussian, Matrix, Problem, Streams, ViewAsComplex
-from .priors import GaussianField, GaussianMixture, GaussianPrior, Matern
+from ..core import Gaussian, Matrix, Problem, Streams, ViewAsComplex
+from ..priors import GaussianField, GaussianMixture, GaussianPrior, Matern
 
 __all__ = ["GAUSSIAN", "MAKERS", "MIXTURES", "Case", "coloured", "complex_valued", "composed", "field", "mixture", "white"]
 
