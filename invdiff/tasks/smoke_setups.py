@@ -16,77 +16,52 @@ References: Hu et al., Wavelet diffusion neural operator, 2024, arXiv:2412.04833
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, DataError, Denoiser, LinearOperator, Operator, ShapeError
+from ..core import ConfigError, DataError, LinearOperator, Operator, ShapeError
 from ..generators.smoke import SPEED, SmokeControl
-from ..io.images import read_array
 from ..operators.pde.smoke import bucket_share
-from .data import Data, Item, finite
+from .data import Item
+from .told import ToldItems
 from .trajectories import smoke_fields
 from .wdno_setups import simulation
 
 __all__ = ["Objective", "SmokeItems", "control", "simulation", "simulation_score", "smoke_score", "solved_density"]
 
 FIELDS = ("density", "vx", "vy", "cx", "cy")
-# what a file has to hold for each use
-NEEDED: dict[str, tuple[str, ...]] = {"simulate": ("density0", "cx", "cy"), "control": ("density0",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmokeItems(Data):
-    """Trajectories of smoke, with the seed 1,000,000 + the run's, or the user's fields in a file, without a truth.
+class SmokeItems(ToldItems):
+    """Trajectories of smoke; see `ToldItems`.
 
     Args:
-        use: what the items are for.
-        generator: of the trajectories.
-        seed: of the generator, in place of the run's.
-        index: of the first sample.
-        path: .npz or HDF5 with density0 (H, W) and, to be simulated, cx and cy (frames, H, W).
-        frames: of a controlled trajectory from a file.
+        use: "simulate" or "control".
+        generator: `SmokeControl`.
+        path: .npz or HDF5 with density0 (H, W) and, to be simulated, cx and cy (T, H, W).
+        frames: T of a controlled trajectory from a file.
 
     Raises:
-        ConfigError: neither or both of generator and path are given, or a measurement, which nothing here has.
-        ShapeError: the fields of the file don't fit together. DataError: there is no smoke in it.
+        DataError: there is no smoke in an item.
     """
 
-    use: Literal["simulate", "control"]
-    generator: SmokeControl | None = None
-    seed: int | None = None
-    index: int = 0
-    path: str | None = None
+    needed = MappingProxyType({"simulate": ("density0", "cx", "cy"), "control": ("density0",)})
+    axes = MappingProxyType({"density0": ("H", "W"), "cx": ("T", "H", "W"), "cy": ("T", "H", "W")})
+
     frames: int = 16
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.use not in NEEDED:
-            raise ConfigError(f"SmokeItems: expected use to be one of {', '.join(NEEDED)}, got {self.use!r}")
-        if (self.generator is None) == (self.path is None) or self.measurement is not None:
-            raise ConfigError("SmokeItems: expected a generator or a path, one of the two, and no measurement beside it")
-        if self.index < 0 or self.frames < 1:
-            raise ConfigError(f"SmokeItems: expected index >= 0 and frames >= 1, got {self.index} and {self.frames}")
+    def fields(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return smoke_fields(raw)
 
-    def items(self, count: int, seed: int, prior: Denoiser) -> Iterator[Item]:
-        if self.path is not None:
-            if count != 1:
-                raise ConfigError(f"{self.path}: holds one item, got items={count}")
-            yield self._item("file", self._read(self.path), {"path": str(self.path)})
-        elif self.generator is not None:
-            made = replace(self.generator, seed=1_000_000 + seed if self.seed is None else self.seed)
-            for index in range(self.index, self.index + count):
-                fields = {name: v.float() for name, v in smoke_fields(made((index,))).items()}
-                yield self._item(f"sample {index}", fields, {"generator": repr(made), "sample": index})
-
-    def _item(self, name: str, fields: dict[str, Tensor], facts: dict[str, Any]) -> Item:
-        """The item of fields (1, 1, ...)."""
-        told = {n: fields[n] for n in NEEDED[self.use]}
+    def item(self, name: str, fields: dict[str, Tensor], facts: dict[str, Any]) -> Item:
+        told = {n: fields[n] for n in self.needed[self.use]}
         density = told["density0"]
         frames = fields["cx"].shape[2] if "cx" in fields else self.frames
         shape = (len(FIELDS), frames, *density.shape[2:])
@@ -100,16 +75,6 @@ class SmokeItems(Data):
         if self.use == "control":
             y = torch.eye(1, 1 + 2 * frames * int(_scene(shape[2], frames, 1).operator.control_mask.sum()))[0]
         return Item(name, shape, truth, y, facts=facts, told=told)
-
-    def _read(self, path: str) -> dict[str, Tensor]:
-        fields = {}
-        for name in NEEDED[self.use]:
-            value = finite(path, np.asarray(read_array(path, name).data))
-            if value.ndim != (2 if name == "density0" else 3):
-                axes = "(H, W)" if name == "density0" else "(frames, H, W)"
-                raise ShapeError(f"{path}: expected {name} to be {axes}, got {value.shape}")
-            fields[name] = torch.from_numpy(np.ascontiguousarray(value, np.float32))[None, None]
-        return fields
 
 
 class Objective(LinearOperator):

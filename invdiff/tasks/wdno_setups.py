@@ -9,22 +9,20 @@ A prior with `tell` is told what belongs to the item; the report says so of one 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Gaussian, LinearOperator, Operator, ShapeError, Unmeasured
-from ..generators.sources import Generator
-from ..io.images import read_array
+from ..core import ConfigError, Gaussian, LinearOperator, Operator, ShapeError, Unmeasured
 from ..operators.pde.forced import BurgersWalls
 from ..priors.refine import coarsen, upsample
 from .control import control_problem, objective, solved
-from .data import Data, Item, finite
+from .data import Item
+from .told import ToldItems
 from .trajectories import as_fields
 
 __all__ = [
@@ -38,75 +36,38 @@ __all__ = [
     "simulation",
 ]
 
-Use = Literal["simulate", "control", "refine"]
-# what a file has to hold for each use
-NEEDED: dict[str, tuple[str, ...]] = {"simulate": ("u0", "f"), "control": ("u0", "target"), "refine": ("u0", "f", "coarse")}
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrajectoryItems(Data):
-    """Trajectories of a generator, with the seed 1,000,000 + the run's, or the user's fields in a file, without a truth.
+class TrajectoryItems(ToldItems):
+    """Trajectories of Burgers' equation; see `ToldItems`.
 
     Args:
-        use: what the items are for.
+        use: "simulate", "control" or "refine".
         generator: `BurgersControl` with as many slots as frames, or one like it.
-        seed: of the generator, in place of the run's.
-        index: of the first sample.
         coarser: how many times its trajectories are halved on every axis.
         path: .npz or HDF5 with u0 (N,) and, by use, f (T, N), target (N,) or coarse (T / 2, N / 2).
         frames: T of a controlled trajectory, where the file has no f.
-
-    Raises:
-        ConfigError: neither or both of generator and path are given, or a measurement, which here comes with the path.
-        ShapeError: the fields of the file don't fit together.
     """
 
-    use: Use
-    generator: Generator | None = None
-    seed: int | None = None
-    index: int = 0
+    needed = MappingProxyType({"simulate": ("u0", "f"), "control": ("u0", "target"), "refine": ("u0", "f", "coarse")})
+    axes = MappingProxyType({"u0": ("N",), "target": ("N",), "f": ("T", "N"), "coarse": ("T / 2", "N / 2")})
+
     coarser: int = 0
-    path: str | None = None
     frames: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.use not in NEEDED:
-            raise ConfigError(f"TrajectoryItems: expected use to be one of {', '.join(NEEDED)}, got {self.use!r}")
-        if (self.generator is None) == (self.path is None) or self.measurement is not None:
-            raise ConfigError("TrajectoryItems: expected a generator or a path, one of the two, and no measurement beside it")
-        made = self.generator
-        own: set[str] = {f.name for f in dataclasses.fields(made)} if dataclasses.is_dataclass(made) else set()
-        if made is not None and "seed" not in own:
-            raise ConfigError(
-                f"TrajectoryItems: expected a generator with a seed, such as BurgersControl, got {self.generator!r}"
-            )
-        if min(self.index, self.coarser) < 0 or self.frames < 1:
-            found = f"{self.index}, {self.coarser} and {self.frames}"
-            raise ConfigError(f"TrajectoryItems: expected index, coarser >= 0 and frames >= 1, got {found}")
+        if self.coarser < 0:
+            raise ConfigError(f"TrajectoryItems: expected coarser >= 0, got {self.coarser}")
 
-    def items(self, count: int, seed: int, prior: Denoiser) -> Iterator[Item]:
-        if self.path is not None:
-            if count != 1:
-                raise ConfigError(f"{self.path}: holds one item, got items={count}")
-            yield self._item("file", self._read(self.path), {"path": str(self.path)})
-            return
-        if self.generator is None:
-            return
-        made = replace(self.generator, seed=1_000_000 + seed if self.seed is None else self.seed)  # type: ignore[type-var]
-        for index in range(self.index, self.index + count):
-            fields = as_fields(made((index,)))
-            for _ in range(self.coarser):
-                fields = coarsen(fields)
-            if self.use == "refine":
-                below = coarsen(fields)
-                fields |= {"coarse": below["u"]}
-            fields["target"] = fields["uT"]
-            name, facts = f"sample {index}", {"generator": repr(made), "sample": index}
-            yield self._item(name, {k: v.float() for k, v in fields.items()}, facts)
+    def fields(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        fields = as_fields(raw)
+        for _ in range(self.coarser):
+            fields = coarsen(fields)
+        fields["target"] = fields["uT"]
+        return fields | ({"coarse": coarsen(fields)["u"]} if self.use == "refine" else {})
 
-    def _item(self, name: str, fields: dict[str, Tensor], facts: dict[str, Any]) -> Item:
-        """The item of fields (1, 1, ...)."""
+    def item(self, name: str, fields: dict[str, Tensor], facts: dict[str, Any]) -> Item:
         u0, truth = fields["u0"], fields.get("u")
         if self.use == "simulate":
             y, told = torch.zeros(0), {"u0": u0, "f": fields["f"]}
@@ -125,16 +86,6 @@ class TrajectoryItems(Data):
             found = ", ".join(f"{k} {tuple(v.shape[2:])}" for k, v in fields.items())
             raise ShapeError(f"{name}: the fields are on different grids: {found}")
         return Item(name, shape, None if truth is None else truth[0], y, facts=facts, told=told)
-
-    def _read(self, path: str) -> dict[str, Tensor]:
-        fields = {}
-        for name in NEEDED[self.use]:
-            value = finite(path, np.asarray(read_array(path, name).data))
-            if value.ndim != (1 if name in ("u0", "target") else 2):
-                axes = "(N,)" if name in ("u0", "target") else "(T, N)"
-                raise ShapeError(f"{path}: expected {name} to be {axes}, got {value.shape}")
-            fields[name] = torch.from_numpy(np.ascontiguousarray(value, np.float32))[None, None]
-        return fields
 
 
 class Coarsen(LinearOperator):
