@@ -52,6 +52,8 @@ class Checkpoint(Memory):
             raise ConfigError(f"Checkpoint: expected over to be step, block or both, got {self.over!r}")
         if not isinstance(self.every, int) or self.every < 1:
             raise ConfigError(f"Checkpoint: expected an integer every >= 1, got {self.every!r}")
+        if self.over == "block" and self.every != 1:
+            raise ConfigError(f"Checkpoint: expected every = 1 over blocks, which belong to one step each, got {self.every}")
         if self.over != "step" and self.blocks == "keep":
             object.__setattr__(self, "blocks", "recompute")
 

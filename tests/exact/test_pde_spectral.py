@@ -179,6 +179,28 @@ def test_the_gradient_is_the_same_under_every_memory_policy(tiny):
         torch.testing.assert_close(other, gradients[0], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("memory", ["checkpoint(step)", "checkpoint(step, 8)", "revolve(2)"])
+def test_a_subclass_that_learns_gets_its_gradient(memory):
+    """Steps without parameters are recomputed by a way that would not reach them."""
+
+    class Damped(Burgers):
+        def __init__(self, memory):
+            super().__init__(16, 0.1, length=TAU, steps=12, memory=memory)
+            self.rate_of_loss = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+        def step(self, u):
+            return super().step(u) * (1.0 - self.rate_of_loss * self.time / self.steps)
+
+    def gradient(memory):
+        damped = Damped(memory)
+        damped(draw(damped, "x")).square().sum().backward()
+        return damped.rate_of_loss.grad
+
+    expected = gradient("full")
+    assert abs(expected) > 1.0
+    torch.testing.assert_close(gradient(memory), expected, rtol=1e-12, atol=0.0)
+
+
 def test_transforms_and_compositions(tiny):
     """Seen by sensors, and under vmap; a pullback has a derivative of its own."""
     operator = tiny()

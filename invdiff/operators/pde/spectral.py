@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from math import ceil, inf, pi
 from typing import ClassVar
 
@@ -186,7 +187,13 @@ class Evolution(Operator):
 
     def _stretch(self, u: Tensor) -> Tensor:
         memory = self.memory if debug_unwrap(u) is u else Memory.parse("full")
-        return memory.chain([Closed(lambda u: (self.step(u),))] * (self.steps // self.save), (u,))[0]
+
+        def step(u: Tensor) -> tuple[Tensor]:
+            return (self.step(u),)
+
+        # a subclass may learn its coefficients; the recomputation of a closed step would not reach them
+        learns = any(t.requires_grad for t in chain(self.parameters(), self.buffers()))
+        return memory.chain([step if learns else Closed(step)] * (self.steps // self.save), (u,))[0]
 
     def _require_stable(self, u: Tensor) -> None:
         number = self.courant(u)
