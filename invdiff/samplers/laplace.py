@@ -76,6 +76,14 @@ class Laplace(Sampler):
                 f"Laplace: expected inflations >= 1, at least one, and chords >= 0, got {self.inflations} and {self.chords}"
             )
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the intervals leave out."""
+        return (
+            "Laplace draws vary as the operator's tangent near the mode has it: where the operator bends within their spread, the "
+            "intervals are too narrow, and other modes are not seen.",
+        )
+
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Mode:
         field, sigma = _field(prior, problem), require_gaussian(problem, "Laplace")
         x = torch.full_like(problem.y.new_empty(1, *problem.shape), field.mean)
