@@ -116,4 +116,5 @@ MAKERS: dict[str, Callable[[int], Case]] = {
     "field": field,
     **{f"mixture dy={m}": partial(mixture, m=m) for m in (1, 2, 4)},
 }
-GAUSSIAN, MIXTURES = tuple(MAKERS)[:5], tuple(MAKERS)[5:]
+MIXTURES = tuple(name for name in MAKERS if name.startswith("mixture"))
+GAUSSIAN = tuple(name for name in MAKERS if name not in MIXTURES)
