@@ -1,7 +1,8 @@
 """Wavelet diffusion neural operators against their twin without wavelets and a Fourier neural operator: a small protocol.
 
     python benchmarks/wdno.py                                  # all variants, 3 seeds: hours on one core
-    python benchmarks/wdno.py --steps 600 --variants fno pixel "haar 1" "bior2.4 white 1"      # what docs/wdno.md reports
+    python benchmarks/wdno.py --steps 600 --variants fno pixel "haar 1" "haar 2" "bior2.4 white 1" "bior2.4 shaped 1" \\
+        "refine haar 1" "refine pixel"                         # what docs/wdno.md reports
     python benchmarks/wdno.py --variants pixel "haar 1" --seeds 0
     python benchmarks/wdno.py --published --steps 300 --variants fno "haar 1" --seeds 0        # on 80 x 120 points
     python benchmarks/wdno.py --tiny --out FILE                # seconds, for a test; its numbers mean nothing
@@ -23,7 +24,6 @@ Rows go to benchmarks/results/wdno.json as they are made; what is there is not m
 import argparse
 import json
 import os
-import time
 from pathlib import Path
 
 import torch
@@ -195,6 +195,12 @@ def control(protocol, network, code):
     return scored(protocol, u0, forces, target) | {"believed": believed}
 
 
+def cost(network, out):
+    """Parameters, and the seconds of training by its log: another call, or an interrupted one, has them all the same."""
+    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    return {"parameters": sum(p.numel() for p in network.parameters()), "train_s": round(last["seconds"], 1)}
+
+
 def fourier(protocol, seed, out):
     """The regression network: simulation, other grids, and control by descent through it."""
     plain = FieldCode(unknown=("u",), slices=("u0",), fields=("f",))
@@ -203,9 +209,9 @@ def fourier(protocol, seed, out):
     source.code = code = plain.measured(source.samples(range(protocol.count)))
     modes, width = ((2, 4), 8) if protocol.tiny else ((6, 10), 16)
     net = FNO(code.concat_channels(2), 1, modes=modes, width=width, depth=4, noise=False, seed=seed)
-    model, start = Regression(net, code, pad=2 if protocol.tiny else 6), time.perf_counter()
+    model = Regression(net, code, pad=2 if protocol.tiny else 6)
     model = fit(model, source, protocol.training(seed), out, progress=False)
-    row = {"parameters": sum(p.numel() for p in model.parameters()), "train_s": round(time.perf_counter() - start, 1)}
+    row = cost(model, out)
     with torch.no_grad():
         for coarser in (1, 0):
             held = protocol.held_out(coarser)
@@ -236,9 +242,8 @@ def refiner(protocol, name, seed, out):
     network = EDMDenoiser(
         unet(code.channels("r", 2), code.concat_channels(2), seed, widths, patch), sigma_data=1.0, sigma_max=80.0
     )
-    start = time.perf_counter()
     network = fit(field_network(network, code), source, protocol.training(seed), out, progress=False)
-    row = {"parameters": sum(p.numel() for p in network.parameters()), "train_s": round(time.perf_counter() - start, 1)}
+    row = cost(network, out)
     exact = [protocol.held_out(k) for k in (2, 1, 0)]
     finer = refine(network, code, exact[0]["u"], exact[-1]["u0"], exact[-1]["f"], protocol.sampler(), seed=0, times=2)
     plain_u, found = exact[0]["u"], {}
@@ -260,9 +265,8 @@ def run(protocol, name, seed):
     if name in REFINERS:
         return row | refiner(protocol, name, seed, out)
     network, code = diffusion(protocol, name, seed)
-    start = time.perf_counter()
     network = fit(network, protocol.source(code, seed), protocol.training(seed), out, progress=False)
-    row |= {"parameters": sum(p.numel() for p in network.parameters()), "train_s": round(time.perf_counter() - start, 1)}
+    row |= cost(network, out)
     return row | {"simulation": simulate(protocol, network, code), "control": control(protocol, network, code)}
 
 

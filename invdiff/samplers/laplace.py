@@ -80,8 +80,8 @@ class Laplace(Sampler):
     def caveats(self) -> tuple[str, ...]:
         """What the intervals leave out."""
         return (
-            "Laplace draws vary as the operator's tangent near the mode has it: where the operator bends within their spread, the "
-            "intervals are too narrow, and other modes are not seen.",
+            "Laplace draws vary as the operator's tangent near the mode has it: where the operator bends within their spread, "
+            "the intervals are too narrow, and other modes are not seen.",
         )
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Mode:

@@ -270,7 +270,19 @@ def test_policies_have_names(text, policy):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "none", "checkpoint(layer)", "checkpoint(step, 0)", "checkpoint(block, 2)", "revolve", "revolve(0)", "offload(int8)", "auto(many)", 3]
+    "text",
+    [
+        "",
+        "none",
+        "checkpoint(layer)",
+        "checkpoint(step, 0)",
+        "checkpoint(block, 2)",
+        "revolve",
+        "revolve(0)",
+        "offload(int8)",
+        "auto(many)",
+        3,
+    ],  # fmt: skip
 )
 def test_names_that_are_none(text):
     with pytest.raises(ConfigError):
