@@ -20,6 +20,8 @@ from .restoration import (
     gaussian_kernel,
     random_inpainting,
 )
+from .sar import PhaseHistory
+from .sar_geometry import circular_track, form_image, ground, kept_pulses, resolution, spotlight, straight_track
 from .wavelet import WaveletSynthesis, band_rms
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Mask",
     "ParallelBeamCT",
     "PermutedCS",
+    "PhaseHistory",
     "Regrid",
     "Step",
     "WaveletSynthesis",
@@ -46,14 +49,21 @@ __all__ = [
     "box_inpainting",
     "box_mask",
     "cartesian_mri",
+    "circular_track",
     "equispaced_columns",
     "fft2c",
+    "form_image",
     "gaussian_blur",
     "gaussian_kernel",
+    "ground",
     "ifft2c",
+    "kept_pulses",
     "pde",
     "random_columns",
     "random_inpainting",
     "random_mask",
+    "resolution",
+    "spotlight",
+    "straight_track",
     "variable_density",
 ]

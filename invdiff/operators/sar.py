@@ -1,0 +1,238 @@
+"""Phase history of a synthetic aperture radar, and its exact adjoint, unfiltered back-projection.
+
+    y[p, k] = e^{j phi_p} m[p, k] sum_r g(r) exp(s j (4 pi / c) f_pk dR_p(r)),      dR_p(r) = mean_a |q_pa - r| - R_p
+
+g is the complex reflectivity at the points r of a scene, q_pa the phase centres of the antenna at pulse p (one of them, or
+transmitter and receiver), R_p the range to which the data are deramped, f_pk = f_p0 + (k - k0) df_p, s the sign of the data's
+convention, m what is measured, phi_p an error of phase. Nothing is taken for plane: this is the model that a dense sum has, to
+a requested accuracy, in O(P (N D + D n log n)) for N points, P pulses, K frequencies and n >= 8 K range cells, where the sum
+takes O(P N K); D is 4 for 1e-5 (`sar_cells`). Carrier, cell and offset of every pulse and point are kept where they fit into
+`memory`, else made again for each block of pulses.
+
+    gradient in q_p    Re<v_p, dA_p/dR x> dR/dq,     dA_p/dR = diag(s j 4 pi f_p / c) A_p
+
+References: Gorham, Moore, SAR image formation toolbox for MATLAB, Proc. SPIE 7699, 2010 (the model).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..core.errors import ConfigError, ShapeError
+from ..core.operator import LinearOperator
+from .constants import Constants
+from .sar_cells import SPEED_OF_LIGHT, Cells, Series, Tables, cells_for, gather, scatter, terms
+
+__all__ = ["PhaseHistory"]
+
+# elements of a block of pulses and points: larger ones fall out of the processor's cache
+BLOCK = 1 << 16
+
+
+class PhaseHistory(LinearOperator):
+    """Deramped pulses of a spotlight, stripmap or circular track, monostatic or bistatic, of a scene of any relief.
+
+    Args:
+        positions: phase centres, (P, 3) or (P, A, 3), m, float64, relative to the scene's origin; one array for the two of
+            a bistatic radar. A parameter gets its gradient.
+        frequencies: (K,) or (P, K), Hz, equally spaced.
+        points: of the image, (H, W, 3), m; see `sar_geometry.ground`.
+        sign: s, -1 or 1: CPHD's SGN. The wrong one gives an image just as sharp, reflected at the origin.
+        reference: R_p, (P,), m; None for the distance of the (mean) phase centre from the origin.
+        phases: phi_p, (P,), rad; None for none. A parameter gets its gradient.
+        mask: (P,), (P, K) or (1, K), boolean, True where something is measured; None for everywhere.
+        accuracy: of the model, relative to the dense sum, from 1e-2 to 1e-9, the rounding of 10 km (float32 has 1e-6).
+        memory: bytes of the tables that are kept; 0 makes them again in each call.
+
+    Shapes: reflectivity (B, 1, H, W) complex -> phase history (B, 1, P, K) complex, zero where not measured.
+
+    Raises:
+        ShapeError: shapes disagree. ConfigError: the sign, the accuracy, or frequencies that are not equally spaced.
+    """
+
+    positions: Tensor
+    phases: Tensor
+    points: Tensor
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        positions: Tensor,
+        frequencies: Tensor,
+        points: Tensor,
+        *,
+        sign: Literal[-1, 1],
+        reference: Tensor | None = None,
+        phases: Tensor | None = None,
+        mask: Tensor | None = None,
+        accuracy: float = 1e-5,
+        memory: int = 1 << 30,
+    ) -> None:
+        if positions.ndim not in (2, 3) or positions.shape[-1] != 3 or positions.dtype != torch.float64:
+            raise ShapeError(
+                "PhaseHistory: expected positions (P, 3) or (P, A, 3) float64, as ranges are needed to parts of a wavelength, "
+                f"got {tuple(positions.shape)} {str(positions.dtype)[6:]}"
+            )
+        pulses, k = len(positions), frequencies.shape[-1] if frequencies.ndim else 0
+        if points.ndim != 3 or points.shape[-1] != 3:
+            raise ShapeError(f"PhaseHistory: expected points (H, W, 3), got {tuple(points.shape)}")
+        for name, given, shape in (("reference", reference, (pulses,)), ("phases", phases, (pulses,))):
+            if given is not None and given.shape != shape:
+                raise ShapeError(f"PhaseHistory: expected {name} of shape {shape}, got {tuple(given.shape)}")
+        if frequencies.shape not in ((k,), (pulses, k)) or k < 2:
+            raise ShapeError(
+                f"PhaseHistory: expected frequencies (K,) or ({pulses}, K), two or more, got {tuple(frequencies.shape)}"
+            )
+        if sign not in (-1, 1) or not 1e-9 <= accuracy <= 1e-2:
+            raise ConfigError(f"PhaseHistory: expected sign -1 or 1 and accuracy from 1e-9 to 1e-2, got {sign} and {accuracy}")
+        super().__init__((1, *points.shape[:2]), (1, pulses, k), in_complex=True, out_complex=True)
+        if mask is not None:
+            if mask.dtype != torch.bool or mask.shape not in ((pulses,), (pulses, k), (1, k)):
+                raise ShapeError(
+                    f"PhaseHistory: expected a boolean mask ({pulses},), ({pulses}, {k}) or (1, {k}), "
+                    f"got {tuple(mask.shape)} {str(mask.dtype)[6:]}"
+                )
+            self.measured = (mask[:, None] if mask.ndim == 1 else mask).expand(pulses, k)[None].clone()
+        self.sign, self.terms, self.memory = int(sign), terms(accuracy), memory
+        self.cells = cells_for(k)
+        middle, step = (t.expand(pulses, 1) for t in _spacing(frequencies.double()))
+        nominal = positions.detach().reshape(pulses, -1, 3)
+        _keep(self, "positions", positions)
+        _keep(self, "phases", torch.zeros(pulses, dtype=torch.float64) if phases is None else phases)
+        self.register_buffer("points", points.detach().double(), persistent=False)
+        # the range that the data were deramped to, which an error of the positions does not change
+        fixed = nominal.mean(1).norm(dim=-1) if reference is None else reference.detach().double()
+        fixed_by = (nominal, fixed, self.points.reshape(-1, 3).mT.contiguous(), middle, step)
+        self.tables = Constants(Tables(self.sign, self.cells), *fixed_by)
+        self.series = Constants(Series(self.terms, self.sign, k, self.cells))
+        self.register_buffer("frequencies", middle + step * (torch.arange(k) - k // 2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._turned(_Pulses.apply(x, self.positions, self), 1)  # type: ignore[no-untyped-call]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return _Image.apply(self._turned(y, -1), self.positions, self)  # type: ignore[no-untyped-call]
+
+    def blocks(self, like: Tensor) -> Iterator[tuple[int, int, Cells]]:
+        """First and last pulse of each block, and its cells, in the precision and on the device of `like`."""
+        pulses, points = self.out_shape[1], self.in_shape[1] * self.in_shape[2]
+        size = max(1, BLOCK // points)
+        width = 16 if like.dtype == torch.complex64 else 28
+        kept = None
+        if not self.positions.requires_grad and pulses * points * width <= self.memory:
+            kept = Cells(*self.tables(like))
+        for first in range(0, pulses, size):
+            last = min(first + size, pulses)
+            yield first, last, kept.block(first, last) if kept else self._cells(first, last, like)
+
+    def _cells(self, first: int, last: int, like: Tensor) -> Cells:
+        _, reference, points, middle, step = (getattr(self.tables, f"given{i}").to(like.device) for i in range(5))
+        q = self.positions.detach().to(like.device).reshape(self.out_shape[1], -1, 3)
+        rows = (t[first:last] for t in (middle, step))
+        return Cells(*self.tables.derive(q[first:last], reference[first:last], points, *rows, dtype=like.real.dtype))
+
+    def _turned(self, y: Tensor, direction: int) -> Tensor:
+        turn = self.phases.to(device=y.device, dtype=y.real.dtype)[:, None] * direction
+        factor = torch.polar(torch.ones_like(turn), turn)
+        return y * factor if self.measured is None else y * (factor * self.measured)
+
+
+class _Pulses(torch.autograd.Function):
+    """g -> sum_r g(r) exp(s j (4 pi / c) f dR), with exact gradients in g and the positions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, positions: Tensor, operator: PhaseHistory) -> Tensor:
+        ctx.operator = operator
+        ctx.save_for_backward(x if positions.requires_grad else None)
+        return project(operator, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        moved = None if x is None else position_gradient(ctx.operator, x, v)
+        return backproject(ctx.operator, v), moved, None
+
+
+class _Image(torch.autograd.Function):
+    """The adjoint, with exact gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, positions: Tensor, operator: PhaseHistory) -> Tensor:
+        ctx.operator = operator
+        ctx.save_for_backward(y if positions.requires_grad else None)
+        return backproject(operator, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        # <g, A^H y> = <A g, y>
+        moved = None if y is None else position_gradient(ctx.operator, g, y)
+        return project(ctx.operator, g), moved, None
+
+
+def project(operator: PhaseHistory, x: Tensor) -> Tensor:
+    """The phase history, (B, 1, P, K), without phases and mask."""
+    (series,) = operator.series(x)
+    out = x.new_empty(len(x), *operator.out_shape)
+    for first, last, cells in operator.blocks(x):
+        out[:, 0, first:last] = scatter(x.flatten(1), cells, series, n=operator.cells, sign=operator.sign)
+    return out
+
+
+def backproject(operator: PhaseHistory, y: Tensor) -> Tensor:
+    """The exact transpose of `project`, (B, 1, H, W)."""
+    out = y.new_zeros(len(y), math.prod(operator.in_shape))
+    for _, _, images in _images(operator, y):
+        out += images[:, 0] if images.shape[1] == 1 else images.sum(1)
+    return out.view(-1, *operator.in_shape)
+
+
+def position_gradient(operator: PhaseHistory, x: Tensor, v: Tensor) -> Tensor:
+    """Gradient of Re<v, A x>, phases and mask apart, in the positions, (P, 3) or (P, A, 3)."""
+    q = operator.positions.detach().reshape(operator.out_shape[1], -1, 3)
+    slope = operator.sign * 4.0 * math.pi / SPEED_OF_LIGHT * operator.frequencies.to(v.real)
+    out, points = torch.zeros_like(q), operator.points.reshape(-1, 3)
+    for first, last, images in _images(operator, v * torch.complex(torch.zeros_like(slope), -slope)):
+        weight = (x.flatten(1)[:, None].conj() * images).real.double().sum(0)
+        for a in range(q.shape[1]):
+            apart = q[first:last, a, None] - points
+            out[first:last, a] = (weight[..., None] * apart / apart.norm(dim=-1, keepdim=True)).sum(1) / q.shape[1]
+    return out.reshape(operator.positions.shape)
+
+
+def _images(operator: PhaseHistory, y: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """What each pulse adds to the image, in blocks: first and last pulse, (B, P, N)."""
+    (series,) = operator.series(y)
+    for first, last, cells in operator.blocks(y):
+        yield first, last, gather(y[:, 0, first:last], cells, series, n=operator.cells, sign=operator.sign)
+
+
+def _spacing(frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle frequency and the step of each pulse, (P, 1) or (1, 1)."""
+    f = frequencies.reshape(-1, frequencies.shape[-1])
+    k = f.shape[-1]
+    step = (f[:, -1:] - f[:, :1]) / (k - 1)
+    middle = f[:, :1] + step * (k // 2)
+    uneven = float((f - f[:, :1] - step * torch.arange(k)).abs().max())
+    # a hundredth of a step turns the edge of the unambiguous swath by 3.6 degrees
+    if not float(step.min()) > 0.0 or uneven > 0.01 * float(step.min()):
+        raise ConfigError(
+            f"PhaseHistory: expected rising, equally spaced frequencies, got ones {uneven:.3g} Hz off steps of "
+            f"{float(step.min()):.6g} Hz: interpolate them"
+        )
+    return middle, step
+
+
+def _keep(module: nn.Module, name: str, value: Tensor) -> None:
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    else:
+        module.register_buffer(name, value, persistent=False)
