@@ -13,25 +13,46 @@ from .calibration import (
     z_mean,
 )
 from .image import nrmse, psnr, ssim, ssim_uniform7
+from .sar import (
+    RatioStatistics,
+    edge_preservation,
+    entropy,
+    equivalent_looks,
+    phase_aligned_nrmse,
+    phase_rmse,
+    ratio_statistics,
+    target_to_clutter,
+)
+from .sar_response import PointResponse, point_response
 from .two_sample import TwoSample, coarse, patch_moments, radial_spectrum, two_sample_test
 
 __all__ = [
+    "PointResponse",
+    "RatioStatistics",
     "TwoSample",
     "chi2",
     "coarse",
     "coverage",
     "crps",
+    "edge_preservation",
     "energy_score",
+    "entropy",
+    "equivalent_looks",
     "nrmse",
     "patch_moments",
+    "phase_aligned_nrmse",
+    "phase_rmse",
+    "point_response",
     "psnr",
     "radial_spectrum",
     "rank_histogram",
     "rank_p_value",
     "ranks",
+    "ratio_statistics",
     "sliced_wasserstein",
     "ssim",
     "ssim_uniform7",
+    "target_to_clutter",
     "two_sample_test",
     "z_cov",
     "z_mean",
