@@ -8,6 +8,7 @@ from .dwt import DWT
 from .fourier import fft2c, ifft2c
 from .masks import box_mask, equispaced_columns, random_columns, random_mask, variable_density
 from .mri import CartesianMRI, birdcage_maps, cartesian_mri
+from .nufft import NUFFT, radial_nufft, radial_points
 from .pointwise import Clip, Exponential, Step
 from .regrid import Every, Regrid
 from .restoration import (
@@ -26,6 +27,7 @@ from .wavelet import WaveletSynthesis, band_rms
 
 __all__ = [
     "DWT",
+    "NUFFT",
     "BlockCS",
     "Blur",
     "CartesianMRI",
@@ -59,6 +61,8 @@ __all__ = [
     "ifft2c",
     "kept_pulses",
     "pde",
+    "radial_nufft",
+    "radial_points",
     "random_columns",
     "random_inpainting",
     "random_mask",
