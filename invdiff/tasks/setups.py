@@ -83,9 +83,12 @@ class Relative:
 
     Args:
         level: positive; 0.02 is 2 %.
+        noise_free: whether a simulated measurement is left without noise; the level is then what the sampler allows for, in a
+            protocol without noise: no posterior of any data, so that nothing is known of its coverage.
     """
 
     level: float
+    noise_free: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.level < 1.0:

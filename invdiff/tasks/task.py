@@ -88,11 +88,14 @@ class Task:
                 raise DataError(f"{self.name}: {item.name} has neither a truth nor a measurement")
             truth = _cast(item.truth, dtype, device)[None]
             operator.check(truth, "x")
-            with torch.no_grad():
-                noise = (
-                    self.noise.of(operator(truth), operator, noisy=False) if isinstance(self.noise, Relative) else self.noise
-                )
-            return Problem.simulate(operator, noise.to(device), truth, seed)
+            if isinstance(self.noise, Relative):
+                with torch.no_grad():
+                    clean = operator(truth)
+                noise = self.noise.of(clean, operator, noisy=False).to(device)
+                if self.noise.noise_free:
+                    return Problem(operator, noise, clean if operator.measured is None else clean * operator.measured)
+                return Problem.simulate(operator, noise, truth, seed)
+            return Problem.simulate(operator, self.noise.to(device), truth, seed)
         y = _cast(item.y, dtype, device)[None]
         operator.check(y, "y")
         if operator.measured is not None:
@@ -160,7 +163,7 @@ class Task:
             config=config if config is not None else self._config(prior, sampler, n, items, seed),
             units=self.units,
             device=torch.device(device).type,
-            notes=[*self.notes, *sampler.caveats, *_untold(cases[0].item, prior)],
+            notes=[*self.notes, *sampler.caveats, *_untold(cases[0].item, prior), *_noiseless(self.noise, cases[0].item)],
             facts={"data": {r.row.name: r.facts for r in results}},
             figures={caption: figure for r in results for caption, figure in r.figures.items()},
             extra=volumes([case.item for case in cases], rows),
@@ -188,6 +191,15 @@ def _told(item: Item, prior: Denoiser) -> Denoiser:
     """The prior, told what belongs to the item where it can be."""
     tell = getattr(prior, "tell", None)
     return prior if not item.told or tell is None else tell(item.told)
+
+
+def _noiseless(noise: Noise | Relative, item: Item) -> list[str]:
+    if not (isinstance(noise, Relative) and noise.noise_free and item.y is None):
+        return []
+    return [
+        f"The measurement was simulated without noise; the sampler allows for {noise.level:g} of its root mean square: "
+        "coverage and misfit are not those of a posterior."
+    ]
 
 
 def _untold(item: Item, prior: Denoiser) -> list[str]:
