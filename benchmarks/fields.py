@@ -8,7 +8,7 @@ darcy                the permeability from 500 and from 125 sensors of the press
                      problem, which is 128 x 128), noise 1e-3: error rate
 darcy_forward        the pressure from the permeability at 500 and at 125 points: relative error
 vorticity            the first vorticity on 64 x 64 from every second point one unit of time later, noise 1e-3: relative error
-vorticity_128_0 ...  the same on 128 x 128 without noise, as published: the flow's spectrum as a law, dense tangents; an hour each
+vorticity_128_0 ...  the same on 128 x 128 without noise, as published: the flow's spectrum as law, whole tangents; an hour each
 burgers              the whole solution from five sensors, noise 1e-2: relative error
 
 Items have seeds that no training saw. A row that the JSON file already has is not measured again (--again does).

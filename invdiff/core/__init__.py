@@ -15,9 +15,12 @@ from .rng import Streams
 from .sampler import Sampler, State, capabilities
 from .samples import Samples
 from .schedule import VP, Grid, Karras, LogUniform
+from .speckle import Amplitude, Intensity, LogIntensity, SingleLook, effective_looks, log_bias, log_variance
+from .speckle_prox import prox_amplitude, prox_intensity, prox_log
 
 __all__ = [
     "VP",
+    "Amplitude",
     "Auto",
     "CapabilityError",
     "Checkpoint",
@@ -28,10 +31,12 @@ __all__ = [
     "Full",
     "Gaussian",
     "Grid",
+    "Intensity",
     "InvdiffError",
     "Invertible",
     "Karras",
     "LinearOperator",
+    "LogIntensity",
     "LogUniform",
     "Matrix",
     "Memory",
@@ -46,6 +51,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "ShapeError",
+    "SingleLook",
     "Stack",
     "State",
     "Streams",
@@ -56,8 +62,14 @@ __all__ = [
     "cg",
     "dot",
     "drift",
+    "effective_looks",
     "expand",
+    "log_bias",
+    "log_variance",
     "norm",
     "operator_norm",
+    "prox_amplitude",
+    "prox_intensity",
+    "prox_log",
     "reversible",
 ]

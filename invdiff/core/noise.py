@@ -10,6 +10,7 @@ one.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,13 @@ __all__ = ["Gaussian", "Noise", "Poisson"]
 
 
 class Noise(nn.Module):
-    """p(y | c) for a noise-free measurement c; all results are per item of the batch."""
+    """p(y | c) for a noise-free measurement c; all results are per item of the batch.
+
+    Attributes:
+        makes_complex: whether y is complex of a real c.
+    """
+
+    makes_complex: ClassVar[bool] = False
 
     def sample(self, clean: Tensor, streams: Streams) -> Tensor:
         """A measurement of `clean`, (B, *out_shape), one stream for each item."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .algebra import Unmeasured, compose
-from .errors import ConfigError, NumericalError
+from .errors import ConfigError, NumericalError, ShapeError
 from .noise import Gaussian, Noise
 from .operator import Operator
 from .rng import Streams
@@ -43,7 +43,12 @@ class Problem:
                 got = type(getattr(self, part)).__name__
                 raise ConfigError(f"Problem: expected {part} to be a {kind.__name__}, got {got}")
         y = self.y[None] if self.y.ndim == len(self.operator.out_shape) else self.y
-        self.operator.check(y, "y")
+        if self.noise.makes_complex and not (y.is_complex() and not self.operator.out_complex):
+            raise ShapeError(
+                f"Problem: {type(self.noise).__name__} makes a complex measurement of a real one: expected y to be complex and "
+                f"{type(self.operator).__name__} to be real, got {y.dtype} and out_complex={self.operator.out_complex}"
+            )
+        self.operator.check(y.real if self.noise.makes_complex else y, "y")
         self.noise.check(self.operator.out_shape)
         if not bool(torch.isfinite(torch.view_as_real(y) if y.is_complex() else y).all()):
             count = int((~torch.isfinite(y)).sum())
@@ -79,7 +84,8 @@ class Problem:
 
     def chi2(self, x: Tensor) -> Tensor:
         """Squared residual per measured real value in units of the noise variance, (B,); about 1 at the truth."""
-        return self.noise.chi2(self.y, self.operator(x)) / max(self.operator.count_measured(), 1)
+        count = self.operator.count_measured() * (2 if self.noise.makes_complex else 1)
+        return self.noise.chi2(self.y, self.operator(x)) / max(count, 1)
 
     def through(self, synthesis: Operator) -> Problem:
         """The same problem for coefficients c with x = synthesis(c)."""

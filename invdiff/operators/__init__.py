@@ -23,6 +23,7 @@ from .restoration import (
 )
 from .sar import PhaseHistory
 from .sar_geometry import circular_track, form_image, ground, kept_pulses, resolution, spotlight, straight_track
+from .speckle_whitening import SpeckleSpectrum, coherence, whiten_spectrum
 from .wavelet import WaveletSynthesis, band_rms
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "PermutedCS",
     "PhaseHistory",
     "Regrid",
+    "SpeckleSpectrum",
     "Step",
     "WaveletSynthesis",
     "band_rms",
@@ -52,6 +54,7 @@ __all__ = [
     "box_mask",
     "cartesian_mri",
     "circular_track",
+    "coherence",
     "equispaced_columns",
     "fft2c",
     "form_image",
@@ -70,4 +73,5 @@ __all__ = [
     "spotlight",
     "straight_track",
     "variable_density",
+    "whiten_spectrum",
 ]

@@ -17,8 +17,6 @@ smoothed by the first cosines of the band. The white image is
 so that E |w|^2 is the mean intensity of the image. Targets of 60 dB a pixel or two apart, whose spectra interfere and whose
 sidelobes are above the clutter in most lines, still leave their mark: mask them out first.
 
-This is processing of images and no law of noise, and needs the FFT of the image: hence beside the operators, not in `core`.
-
 References: Lapini, Bianchi, Argenti, Alparone, Blind speckle decorrelation for SAR image despeckling, IEEE TGRS 52, 2014;
 Molini, Valsesia, Fracastoro, Magli, Speckle2Void, 2020, arXiv:2007.02075.
 """

@@ -282,7 +282,7 @@ def test_policies_have_names(text, policy):
         "offload(int8)",
         "auto(many)",
         3,
-    ],  # fmt: skip
+    ],
 )
 def test_names_that_are_none(text):
     with pytest.raises(ConfigError):
