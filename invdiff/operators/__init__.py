@@ -24,6 +24,7 @@ from .restoration import (
 from .sar import PhaseHistory
 from .sar_geometry import circular_track, form_image, ground, kept_pulses, resolution, spotlight, straight_track
 from .speckle_whitening import SpeckleSpectrum, coherence, whiten_spectrum
+from .speckled import Speckled, speckle_of
 from .wavelet import WaveletSynthesis, band_rms
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "PhaseHistory",
     "Regrid",
     "SpeckleSpectrum",
+    "Speckled",
     "Step",
     "WaveletSynthesis",
     "band_rms",
@@ -70,6 +72,7 @@ __all__ = [
     "random_inpainting",
     "random_mask",
     "resolution",
+    "speckle_of",
     "spotlight",
     "straight_track",
     "variable_density",

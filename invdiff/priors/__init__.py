@@ -40,6 +40,7 @@ from .regression import Regression, load_regression
 from .shipped import shipped, shipped_autoencoder, shipped_regression
 from .solution import Solution, field_prior
 from .sources import load_into, read_weights
+from .speckled import SpeckledPrior
 from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated, fit_spectrum, radial_spectrum
 from .steps import DiscreteVP, cosine_betas, cumulative_betas, linear_betas, scaled_linear_betas
 from .subspace import Subspace, fit_subspace
@@ -101,6 +102,7 @@ __all__ = [
     "Slices",
     "Solution",
     "Sparse",
+    "SpeckledPrior",
     "SpectralGaussian",
     "SquaredExponential",
     "StationaryGaussian",

@@ -14,6 +14,8 @@ from .laplace import Laplace
 from .least_squares import LeastSquares, Linearised
 from .reddiff import REDDiff
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
+from .sparse import SBL, SparseL1
+from .split_gibbs import SplitGibbs
 from .steered import Energy, Steered
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "EDICT",
     "IDM",
     "OBELM",
+    "SBL",
     "Adjoint",
     "Ancestral",
     "Coupled",
@@ -44,6 +47,8 @@ __all__ = [
     "REDDiff",
     "Reversible",
     "Scheme",
+    "SparseL1",
+    "SplitGibbs",
     "Steered",
     "Tikhonov",
     "TotalVariation",

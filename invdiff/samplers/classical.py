@@ -48,8 +48,8 @@ class Adjoint:
 
     def __call__(self, problem: Problem) -> tuple[Tensor, Facts]:
         """The image, (1, *shape), and facts: formula, chi2, operator_calls, seconds."""
-        with _Clock() as clock:
-            data = _Data.of(problem, "Adjoint")
+        with Clock() as clock:
+            data = Weighted.of(problem, "Adjoint")
             fbp = getattr(problem.operator, "fbp", None)
             with operator_call(1):
                 x = problem.operator.adjoint(data.y) if fbp is None else fbp(data.y)
@@ -70,8 +70,8 @@ class Tikhonov:
     def __call__(self, problem: Problem) -> tuple[Tensor, Facts]:
         """The image, (1, *shape), and facts: strength, chi2, iterations (solves), operator_calls, seconds."""
         _require_strength(self.strength, "Tikhonov")
-        with _Clock() as clock:
-            data = _Data.of(problem, "Tikhonov")
+        with Clock() as clock:
+            data = Weighted.of(problem, "Tikhonov")
             b = data.operator.adjoint(data.y)
             if self.strength is not None:
                 strength, solves = float(self.strength), 1
@@ -81,7 +81,7 @@ class Tikhonov:
         return x, {"strength": strength, "chi2": data.chi2(x), "iterations": solves, **clock.facts}
 
     @staticmethod
-    def _discrepancy(data: _Data, b: Tensor) -> tuple[Tensor, float, int]:
+    def _discrepancy(data: Weighted, b: Tensor) -> tuple[Tensor, float, int]:
         """The root of log chi^2 as a function of log strength by regula falsi in its Illinois form, after steps of a decade."""
         x = torch.zeros_like(b)
         if data.chi2(x) <= 1.0 or _norm(b) == 0.0:
@@ -135,15 +135,15 @@ class TotalVariation:
             raise ConfigError(f"TotalVariation: expected max_iter >= 1 and tol >= 0, got {self.max_iter} and {self.tol}")
         if self.nonnegative and problem.operator.in_complex:
             raise ConfigError(f"TotalVariation: nonnegative=True needs a real unknown; that of {_class(problem)} is complex")
-        with _Clock() as clock:
-            data = _Data.of(problem, "TotalVariation")
+        with Clock() as clock:
+            data = Weighted.of(problem, "TotalVariation")
             x, strength, residual, iterations = self._solve(data)
             chi2 = data.chi2(x)
         if self.strength is None and chi2 > 1.02:
             raise NumericalError(_unreachable("TotalVariation", chi2, f"after {iterations} iterations"))
         return x, {"strength": strength, "chi2": chi2, "residual": residual, "iterations": iterations, **clock.facts}
 
-    def _solve(self, data: _Data) -> tuple[Tensor, float, float, int]:
+    def _solve(self, data: Weighted) -> tuple[Tensor, float, float, int]:
         """min_x f(A x / a - b) + sum |D x / d| with a, d the norms of A and D, as a saddle point of x and the duals p, q."""
         start = data.operator.adjoint(data.y)
         if _norm(start) == 0.0:
@@ -186,7 +186,7 @@ class TotalVariation:
         return x1, a * a / (multiplier * d) if multiplier > 0.0 else math.inf, residual, k
 
 
-class _Data(NamedTuple):
+class Weighted(NamedTuple):
     """W A, W y, the standard deviation that the weighted noise has, and the number of measured real values."""
 
     operator: LinearOperator
@@ -195,7 +195,7 @@ class _Data(NamedTuple):
     count: int
 
     @classmethod
-    def of(cls, problem: Problem, who: str) -> _Data:
+    def of(cls, problem: Problem, who: str) -> Weighted:
         if not isinstance(problem.operator, LinearOperator):
             raise CapabilityError(f"{who} needs a linear operator; {_class(problem)} is not")
         if len(problem.y) != 1:
@@ -234,10 +234,10 @@ class _Weight(LinearOperator):
         return self.weight * y
 
 
-class _Clock:
+class Clock:
     """Counts operator calls and seconds of a block."""
 
-    def __enter__(self) -> _Clock:
+    def __enter__(self) -> Clock:
         self.counter, self.start = Counter(), time.perf_counter()
         self._context = counting(self.counter)
         self._context.__enter__()

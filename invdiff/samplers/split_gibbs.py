@@ -1,0 +1,206 @@
+"""Split Gibbs sampling of a complex image and its reflectivity: coherent imaging with a prior where there is structure.
+
+    p(x, v, u | y)  ~  N(y; A x, sigma) CN(x; 0, e^v) N(v; u, rho^2) p(u)
+
+    x | v, y    complex Gaussian, exactly: x = R^{1/2} z,  z = z0 + (B^H B + I)^-1 B^H (w y - B z0 - n0),
+                B = w A R^{1/2},  w = 1 / (sigma sqrt 2),  z0, n0 ~ CN(0, I),  by conjugate gradients
+    v | x, u    log-concave in every pixel, exactly: by the tangent of f = -v - |x|^2 e^-v at the mode, N(mode, rho^2) is an
+                envelope, from which draws are accepted with probability exp(f(v) - f(mode) - f'(mode)(v - mode))
+    u | v       the prior's own posterior at noise level rho, by the reverse diffusion from rho to 0
+    phi | x, y  errors of phase of the pulses, where asked for: von Mises about arg <A x, y>, concentration |<A x, y>| / sigma^2
+
+rho goes down from `first` to `last` in geometric steps over the first half of the run and stays there. As rho -> 0 the
+stationary law becomes the posterior of the hierarchical model, and the chain slow; that is what `first` is for. One draw is the
+end of one chain.
+
+The unknown is (u, a, b) of `operators.Speckled`; A must be linear.
+
+References: Vono, Dobigeon, Chainais, Split-and-augmented Gibbs sampler, IEEE TSP 67, 2019. Xu, Chi, Provably robust score-based
+diffusion posterior sampling for plug-and-play image reconstruction, 2024, arXiv:2403.17042. Best, Fisher, Efficient simulation
+of the von Mises distribution, JRSS C 28, 1979.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..core import CapabilityError, ConfigError, Denoiser, LinearOperator, NumericalError, Problem, Sampler, State, Streams, cg
+from ..core.counting import Counted
+from ..core.speckle_prox import prox_log
+from ..guidance import require_gaussian
+from ..operators.speckled import Speckled, speckle_of
+from ..priors.speckled import SpeckledPrior
+from .integrators import Ancestral, Integrator
+
+__all__ = ["Chain", "SplitGibbs", "draw_image", "draw_log_reflectivity"]
+
+
+@dataclass(frozen=True)
+class Chain(State):
+    """A State with the auxiliary log-reflectivity v, (B, 1, H, W), and the errors of phase, (B, P)."""
+
+    v: Tensor
+    phases: Tensor
+    rho: float
+
+
+@dataclass(frozen=True)
+class SplitGibbs(Sampler):
+    """Draws of a complex image and its log-reflectivity.
+
+    Args:
+        steps: sweeps.
+        first, last: rho, in units of u: a factor of e^rho in reflectivity.
+        inner: levels of the reverse diffusion from rho to the prior's lowest.
+        cg_steps: at most, in the draw of the image; it stops at a relative residual of 1e-4.
+        autofocus: draw the errors of phase of the measurement's rows, (1, P, K), too. What they share with a global phase and a
+            shift of the image remains unknown.
+        integrator: of the reverse diffusion; ancestral ones draw, deterministic ones do not.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        CapabilityError: the operator is not linear on a `Speckled` image, the prior no `SpeckledPrior`, the noise not Gaussian,
+            or the prior is not defined at rho.
+    """
+
+    state_class: ClassVar[type[State]] = Chain
+    needs: ClassVar[frozenset[str]] = frozenset({"forward"})
+    steps: int = 60
+    first: float = 2.0
+    last: float = 0.2
+    inner: int = 8
+    cg_steps: int = 40
+    autofocus: bool = False
+    integrator: Integrator = field(default_factory=Ancestral)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.last <= self.first < math.inf or self.inner < 1 or self.cg_steps < 1:
+            raise ConfigError(
+                "SplitGibbs: expected 0 < last <= first, inner >= 1 and cg_steps >= 1, "
+                f"got {self.last}, {self.first}, {self.inner} and {self.cg_steps}"
+            )
+
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Chain:
+        a, _ = _parts(problem, prior)
+        if self.autofocus and len(a.out_shape) != 3:
+            raise CapabilityError(f"SplitGibbs: autofocus needs a measurement (1, P, K), got {a.out_shape}")
+        if not prior.sigma_min <= self.last <= self.first <= prior.sigma_max:
+            raise CapabilityError(
+                f"SplitGibbs: the prior is defined for noise of {prior.sigma_min:g} to {prior.sigma_max:g}, rho goes from "
+                f"{self.first:g} to {self.last:g}"
+            )
+        # the reflectivity of an image with the energy of A^H y, everywhere
+        back = a.adjoint(problem.y)
+        gain = a(back).abs().square().sum() / back.abs().square().sum().clamp_min(torch.finfo(back.real.dtype).tiny)
+        level = float((back / gain).abs().square().mean().clamp_min(1e-30).log())
+        u = problem.y.real.new_full((len(streams.draws), 1, *problem.shape[1:]), level)
+        phases = u.new_zeros(len(u), a.out_shape[-2] if self.autofocus else 0)
+        return Chain(0, torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1), u, phases, self.first)
+
+    def step(self, problem: Problem, prior: Denoiser, state: Chain, streams: Streams) -> Chain:  # type: ignore[override]
+        a, reflectivity = _parts(problem, prior)
+        sigma, k, rho = require_gaussian(problem, "SplitGibbs"), state.step, self._rho(state.step)
+        turn = torch.polar(torch.ones_like(state.phases), -state.phases)[:, None, :, None] if self.autofocus else 1.0
+        image = draw_image(a, problem.y * turn, sigma, state.v, streams, k, self.cg_steps)
+        phases = self._phases(a(image), problem.y, sigma, streams, k) if self.autofocus else state.phases
+        v = draw_log_reflectivity(image, state.x[:, :1], rho, streams, k)
+        u = self._denoised(reflectivity, v, rho, streams, k)
+        return Chain(k + 1, speckle_of(u, image), v, phases, rho)
+
+    def describe(self, state: Chain) -> dict[str, Any]:  # type: ignore[override]
+        return {"rho": state.rho}
+
+    def _rho(self, step: int) -> float:
+        part = min(1.0, step / max(1, (self.steps - 1) // 2))
+        return self.first * (self.last / self.first) ** part
+
+    def _denoised(self, prior: Callable[[Tensor, Tensor], Tensor], v: Tensor, rho: float, streams: Streams, k: int) -> Tensor:
+        """A draw of u given v = u + rho n."""
+        low = prior.sigma_min  # type: ignore[attr-defined]
+        grid = [rho * (low / rho) ** (i / self.inner) for i in range(self.inner)] if rho > low else [rho]
+        x = v
+        for i, (now, then) in enumerate(zip(grid, [*grid[1:], 0.0], strict=True)):
+
+            def noise(i: int = i) -> Tensor:
+                return streams.normal(k, v.shape[1:], f"u{i}", v.dtype, v.device)
+
+            x = self.integrator.step(prior, x, now, then, noise)  # type: ignore[arg-type]
+        return x
+
+    @staticmethod
+    def _phases(clean: Tensor, y: Tensor, sigma: Tensor, streams: Streams, k: int) -> Tensor:
+        import numpy as np
+
+        inner = (clean.conj() * y / sigma.square()).sum((1, 3)).cpu()
+        drawn = [
+            np.random.default_rng(g.initial_seed()).vonmises(row.angle().numpy(), row.abs().numpy())
+            for row, g in zip(inner, streams.generators(k, "phases"), strict=True)
+        ]
+        return torch.from_numpy(np.stack(drawn)).to(y.real)
+
+
+def draw_image(
+    a: LinearOperator, y: Tensor, sigma: Tensor, v: Tensor, streams: Streams | None, step: int, cg_steps: int
+) -> Tensor:
+    """x | v, y, (B, 1, H, W) complex: of variance e^v, measured through A with Gaussian noise of sigma per real component.
+
+    Its mean where there are no streams.
+    """
+    scale, weight = (0.5 * v).exp(), math.sqrt(0.5) / sigma
+
+    def gram(t: Tensor) -> Tensor:
+        return scale * a.adjoint(weight.square() * a(scale * t)) + t
+
+    if streams is None:
+        right = scale * a.adjoint(weight.square() * y.expand(len(v), *a.out_shape))
+        return scale * cg(gram, right, max_iter=cg_steps, tol=1e-4).x
+    half = math.sqrt(0.5)
+    z = half * streams.normal(step, a.in_shape, "image", y.dtype, y.device)
+    noise = half * streams.normal(step, a.out_shape, "noise", y.dtype, y.device)
+    if a.measured is not None:
+        noise = noise * a.measured
+    right = scale * a.adjoint(weight * (weight * (y - a(scale * z)) - noise))
+    return scale * (z + cg(gram, right, max_iter=cg_steps, tol=1e-4).x)
+
+
+def draw_log_reflectivity(image: Tensor, u: Tensor, rho: float, streams: Streams, step: int) -> Tensor:
+    """v | x, u of density exp(-v - |x|^2 e^-v) N(v; u, rho^2), by exact rejection.
+
+    Raises:
+        NumericalError: a thousand proposals were refused somewhere.
+    """
+    # a pixel of value zero has no logarithm, and no upper bound of its likelihood but the prior's
+    z = image.abs().square().clamp_min(torch.finfo(u.dtype).tiny).log()
+    mode = prox_log(u, z, looks=1.0, step=rho**2)
+    slope = (z - mode).exp() - 1.0
+    v, waiting = mode, torch.ones_like(mode, dtype=torch.bool)
+    for trial in range(1000):
+        apart = rho * streams.normal(step, u.shape[1:], f"v{trial}", u.dtype, u.device)
+        # f(v) - f(mode) - f'(mode) (v - mode), with f = -v - e^(z - v)
+        chance = -(slope + 1.0) * torch.expm1(-apart) - apart - slope * apart
+        taken = waiting & (streams.uniform(step, u.shape[1:], f"w{trial}", u.dtype, u.device).log() < chance)
+        v, waiting = torch.where(taken, mode + apart, v), waiting & ~taken
+        if not bool(waiting.any()):
+            return v
+    raise NumericalError(f"SplitGibbs: a thousand proposals were refused in {int(waiting.sum())} pixels: take a smaller rho")
+
+
+def _parts(problem: Problem, prior: Denoiser) -> tuple[LinearOperator, Denoiser]:
+    """A on complex images, and the prior of u."""
+    outer, inner = getattr(problem.operator, "outer", None), getattr(problem.operator, "inner", None)
+    if not (isinstance(inner, Speckled) and isinstance(outer, LinearOperator)):
+        raise CapabilityError(
+            "SplitGibbs: expected a linear operator on complex images through Speckled, problem.through(Speckled(size)), got "
+            f"{type(problem.operator).__name__}"
+        )
+    speckled = prior.prior if isinstance(prior, Counted) else prior
+    if not isinstance(speckled, SpeckledPrior):
+        raise CapabilityError(f"SplitGibbs: expected a SpeckledPrior of the log-reflectivity, got {type(speckled).__name__}")
+    own = speckled.reflectivity
+    return outer, Counted(own, prior.counter) if isinstance(prior, Counted) else own

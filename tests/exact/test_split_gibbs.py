@@ -1,0 +1,173 @@
+"""The hierarchical model of speckle: each conditional against its closed form, the whole against quadrature, planted phases."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from invdiff.core import CapabilityError, ConfigError, Gaussian, Matrix, Problem, Streams, ViewAsComplex
+from invdiff.metrics import z_cov, z_mean
+from invdiff.operators import Identity, Speckled, speckle_of, spotlight
+from invdiff.operators.sar import PhaseHistory
+from invdiff.priors import GaussianField, GaussianPrior, Matern, SpeckledPrior
+from invdiff.samplers import SplitGibbs
+from invdiff.samplers.split_gibbs import draw_image, draw_log_reflectivity
+
+F64, C128 = torch.float64, torch.complex128
+
+
+def law(v, density):
+    """Mean and variance of a density on a grid."""
+    weight = density / density.sum()
+    mean = (weight * v).sum()
+    return float(mean), float((weight * (v - mean) ** 2).sum())
+
+
+def close(found, mean, variance):
+    """Sample mean and variance within five standard errors, of a law not far from normal."""
+    n = found.numel()
+    assert abs(float(found.mean()) - mean) < 5.0 * (variance / n) ** 0.5
+    assert abs(float(found.var()) - variance) < 5.0 * variance * (4.0 / n) ** 0.5
+
+
+@pytest.mark.parametrize("rho", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("intensity", [0.0, 1e-3, 1.0, 300.0])
+def test_reflectivity_given_the_image(intensity, rho):
+    """Against quadrature of exp(-v - I e^-v) N(v; u, rho^2)."""
+    size, u = (100, 200), 0.7
+    image = torch.full((1, 1, *size), intensity**0.5, dtype=C128)
+    drawn = draw_log_reflectivity(image, torch.full((1, 1, *size), u, dtype=F64), rho, Streams(0), 3)
+    v = torch.linspace(u - 60.0, u + 60.0, 400_001, dtype=F64)
+    close(drawn, *law(v, torch.exp(-v - intensity * torch.exp(-v) - 0.5 * ((v - u) / rho) ** 2)))
+
+
+def matrix(seed=0, m=5, n=6):
+    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=C128)
+
+
+def test_image_given_the_reflectivity():
+    """Mean and covariance of the complex Gaussian posterior, and what a mask leaves out."""
+    mask = torch.tensor([1, 1, 0, 1, 1], dtype=torch.bool).reshape(1, 1, 5)
+
+    class Masked(Matrix):
+        def __init__(self):
+            super().__init__(matrix(), (1, 2, 3))
+            self.measured = mask[0, 0]
+
+        def forward(self, x):
+            return super().forward(x) * self.measured
+
+        def adjoint(self, y):
+            return super().adjoint(y * self.measured)
+
+    a, sigma, n = Masked(), 0.4, 4000
+    v = torch.linspace(-1.0, 1.5, 6, dtype=F64).reshape(1, 1, 2, 3)
+    y = (torch.linspace(-1.0, 2.0, 5, dtype=F64) + 0.5j) * mask[0, 0]
+    drawn = draw_image(a, y[None], torch.tensor(sigma, dtype=F64), v.expand(n, -1, -1, -1), Streams(0, n), 2, 200)
+    rows = matrix()[mask[0, 0]]
+    r = v.flatten().exp().diag().to(C128)
+    gain = r @ rows.mH @ torch.linalg.inv(rows @ r @ rows.mH + 2.0 * sigma**2 * torch.eye(4, dtype=C128))
+    mean, covariance = gain @ y[mask[0, 0]], r - gain @ rows @ r
+    found = drawn.flatten(1)
+    real_rows, imaginary_rows = (
+        torch.cat((covariance.real, -covariance.imag), 1),
+        torch.cat((covariance.imag, covariance.real), 1),
+    )
+    half = 0.5 * torch.cat((real_rows, imaginary_rows))
+    real = torch.cat((found.real, found.imag), 1)
+    exact = SimpleNamespace(mean=torch.cat((mean.real, mean.imag)), cov=half)
+    assert z_mean(real, exact) < 5.0
+    assert z_cov(real, exact) < 5.0
+
+
+def speckled(a, truth, sigma, seed=0):
+    """The problem of a scene (u, a, b)."""
+    return Problem.simulate(a, Gaussian(sigma), Speckled(a.in_shape[1:])(truth)[0], seed).through(Speckled(a.in_shape[1:]))
+
+
+def test_posterior_of_single_pixels_against_quadrature():
+    """A diagonal complex measurement of independent pixels: p(u | y) ~ CN(y; 0, |d|^2 e^u + 2 sigma^2) N(u; m, s^2)."""
+    m, s, sigma, n = 0.5, 1.2, 0.3, 1500
+    d = torch.tensor([1.0, 2.0j, 0.5 + 0.5j, -1.0], dtype=C128)
+    prior = GaussianPrior(torch.full((1, 2, 2), m, dtype=F64), s**2 * torch.eye(4, dtype=F64), sigma_min=1e-3)
+    y = torch.tensor([0.2 + 0.1j, 3.0j, 1.0, 4.0 - 2.0j], dtype=C128)
+    problem = Problem(Matrix(d.diag(), (1, 2, 2)), Gaussian(sigma), y).through(Speckled((2, 2)))
+    sampler = SplitGibbs(steps=40, first=2.0, last=0.1, inner=40)
+    draws = sampler(problem, SpeckledPrior(prior), n, seed=0).x[:, 0].flatten(1)
+    u = torch.linspace(-12.0, 14.0, 20_001, dtype=F64)
+    for k in range(4):
+        variance = d[k].abs() ** 2 * u.exp() + 2.0 * sigma**2
+        density = torch.exp(-(y[k].abs() ** 2) / variance - 0.5 * ((u - m) / s) ** 2) / variance
+        mean, spread = law(u, density)
+        # five standard errors, and what splitting at rho = 0.1 and 40 levels leave
+        assert abs(float(draws[:, k].mean()) - mean) < 5.0 * (spread / n) ** 0.5 + 0.02
+        assert abs(float(draws[:, k].var()) - spread) < 5.0 * spread * (4.0 / n) ** 0.5 + 0.02
+        # the prior alone is another law
+        assert abs(mean - m) > 0.3 or abs(spread - s**2) > 0.3
+
+
+def test_the_reflectivity_and_the_image_belong_together():
+    a = spotlight((8, 8), 0.3, pulses=16, frequencies=16, aperture=0.1)
+    prior = SpeckledPrior(GaussianField((1, 8, 8), Matern(1.5), std=1.0, length=2.0))
+    truth = torch.cat((torch.zeros(1, 1, 8, 8), Streams(1).normal(0, (2, 8, 8))), 1).double()
+    problem = speckled(a, truth, 0.5)
+    sampler = SplitGibbs(steps=3)
+    samples = sampler(problem, prior, 2, seed=0)
+    image = Speckled((8, 8))(samples.x)
+    torch.testing.assert_close(speckle_of(samples.x[:, :1], image), samples.x)
+    torch.testing.assert_close(sampler(problem, prior, 2, seed=0, batch=1).x, samples.x, rtol=1e-4, atol=1e-4)
+    assert samples.network_calls == 3 * 8
+
+
+def test_planted_errors_of_phase_are_found():
+    """Within 0.1 rad, after what a shift of the image and a global phase explain is removed."""
+    size, pulses, sigma = (16, 16), 32, 0.7
+    clean = spotlight(size, 0.3, pulses=pulses, frequencies=48, aperture=0.06)
+    field = GaussianField((1, *size), Matern(1.5), std=1.5, length=2.0)
+    truth = torch.cat((field.sample(Streams(5), F64), Streams(1).normal(0, (2, *size), dtype=F64)), 1)
+    planted = 1.0 * Streams(2).normal(0, (pulses,), "phases", F64)[0]
+    turned = PhaseHistory(clean.positions, clean.frequencies[0], clean.points, sign=-1, phases=planted)
+    data = Problem.simulate(turned, Gaussian(sigma), Speckled(size)(truth)[0], 0).y
+    problem = Problem(clean, Gaussian(sigma), data).through(Speckled(size))
+    sampler = SplitGibbs(steps=40, autofocus=True, first=1.0)
+    streams, state = Streams(0, 2), None
+    prior = SpeckledPrior(field)
+    state = sampler.init(problem, prior, streams)
+    while state.step < sampler.steps:
+        state = sampler.step(problem, prior, state, streams)
+    along = torch.stack((torch.ones(pulses, dtype=F64), torch.linspace(-1.0, 1.0, pulses, dtype=F64)), 1)
+
+    def error(found):
+        residual = unwrapped(found - planted)
+        residual = residual - along @ torch.linalg.lstsq(along, residual[:, None]).solution[:, 0]
+        return float(residual.square().mean().sqrt())
+
+    assert error(torch.zeros(pulses, dtype=F64)) > 0.5
+    assert max(error(p) for p in state.phases) < 0.1
+
+
+def unwrapped(phase):
+    """Continued without jumps."""
+    step = torch.diff(phase)
+    step = torch.remainder(step + math.pi, 2.0 * math.pi) - math.pi
+    return torch.cat((phase[:1], phase[:1] + step.cumsum(0)))
+
+
+def test_what_it_can_not_do():
+    a = spotlight((8, 8), 0.3, pulses=6, frequencies=6)
+    prior = GaussianField((1, 8, 8), Matern(1.5))
+    problem = Problem(a, Gaussian(0.1), torch.zeros(1, 6, 6, dtype=C128))
+    with pytest.raises(CapabilityError, match="SpeckledPrior"):
+        SplitGibbs()(problem.through(Speckled((8, 8))), GaussianField((3, 8, 8), Matern(1.5)), seed=0)
+    with pytest.raises(CapabilityError, match="Speckled"):
+        three = GaussianField((2, 8, 8), Matern(1.5))
+        SplitGibbs()(problem.through(ViewAsComplex((1, 8, 8))), three, seed=0)
+    with pytest.raises(CapabilityError, match="rho goes"):
+        SplitGibbs(last=1e-6)(problem.through(Speckled((8, 8))), SpeckledPrior(prior), seed=0)
+    flat = Problem(Identity((1, 8, 8)), Gaussian(0.1), torch.zeros(1, 8, 8))
+    with pytest.raises(CapabilityError, match="Speckled"):
+        SplitGibbs()(flat, prior, seed=0)
+    for wrong in ({"last": 3.0}, {"last": 0.0}, {"inner": 0}, {"cg_steps": 0}):
+        with pytest.raises(ConfigError, match="SplitGibbs"):
+            SplitGibbs(**wrong)
