@@ -1,6 +1,9 @@
 """The radar pair against the dense sum, its gradients against differences, and points of known place and width."""
 
+import json
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,6 +218,14 @@ def test_masks_and_phases():
     turned = PhaseHistory(full.positions, full.frequencies[0], full.points, sign=-1, phases=phases)
     assert apart(turned(x), full(x) * torch.exp(1j * phases)[:, None]) < 1e-14
     assert apart(turned.adjoint(turned(x)), full.adjoint(full(x))) < 1e-14
+
+
+def test_the_benchmark_runs(tmp_path):
+    main = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "sar.py"))["main"]
+    rows = main(["--tiny", "--repeats", "1", "--json", str(tmp_path / "rows.json")])
+    assert rows["kept"]["error"] < 1e-5 < 1e-3 < rows["linear"]["error"]
+    assert rows["kept, forward"]["error"] < 1e-5
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
 
 
 def test_wrong_arguments_are_named():
