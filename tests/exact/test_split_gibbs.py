@@ -107,17 +107,32 @@ def test_posterior_of_single_pixels_against_quadrature():
         assert abs(mean - m) > 0.3 or abs(spread - s**2) > 0.3
 
 
-def test_the_reflectivity_and_the_image_belong_together():
+def small(dtype=F64):
     a = spotlight((8, 8), 0.3, pulses=16, frequencies=16, aperture=0.1)
-    prior = SpeckledPrior(GaussianField((1, 8, 8), Matern(1.5), std=1.0, length=2.0))
-    truth = torch.cat((torch.zeros(1, 1, 8, 8), Streams(1).normal(0, (2, 8, 8))), 1).double()
-    problem = speckled(a, truth, 0.5)
-    sampler = SplitGibbs(steps=3)
-    samples = sampler(problem, prior, 2, seed=0)
-    image = Speckled((8, 8))(samples.x)
-    torch.testing.assert_close(speckle_of(samples.x[:, :1], image), samples.x)
-    torch.testing.assert_close(sampler(problem, prior, 2, seed=0, batch=1).x, samples.x, rtol=1e-4, atol=1e-4)
-    assert samples.network_calls == 3 * 8
+    truth = torch.cat((torch.zeros(1, 1, 8, 8), Streams(1).normal(0, (2, 8, 8))), 1).to(dtype)
+    return speckled(a, truth, 0.5), SpeckledPrior(GaussianField((1, 8, 8), Matern(1.5), std=1.0, length=2.0))
+
+
+@pytest.mark.parametrize("autofocus", [False, True])
+def test_what_every_sampler_promises(tmp_path, autofocus):
+    """Seeds, chunks, resuming, counts, dtype; and the reflectivity and the image belong together."""
+    (problem, prior), sampler, path = small(), SplitGibbs(steps=4, inner=5, autofocus=autofocus), tmp_path / "run.pt"
+    whole = sampler(problem, prior, 4, seed=0, batch=2)
+    assert torch.equal(sampler(problem, prior, 4, seed=0, batch=2).x, whole.x)
+    assert not torch.equal(sampler(problem, prior, 4, seed=1, batch=2).x, whole.x)
+    torch.testing.assert_close(sampler(problem, prior, 4, seed=0, batch=1).x, whole.x, rtol=1e-9, atol=1e-9)
+    assert whole.network_calls == 4 * 5 and [i["step"] for i in whole.info] == [1, 2, 3, 4]
+
+    def interrupt(info):
+        if info["step"] == 2 and info["draws"][0] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampler(problem, prior, 4, seed=0, batch=2, resume=path, callback=interrupt)
+    assert torch.equal(sampler(problem, prior, 4, seed=0, batch=2, resume=path).x, whole.x)
+    torch.testing.assert_close(speckle_of(whole.x[:, :1], Speckled((8, 8))(whole.x)), whole.x)
+    single, _ = small(torch.float32)
+    assert sampler(single, prior, 2, seed=0).x.dtype == torch.float32
 
 
 def test_planted_errors_of_phase_are_found():
