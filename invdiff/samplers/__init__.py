@@ -9,7 +9,7 @@ from .dps import DPS
 from .guided import Guided, Level
 from .idm import IDM, shipped_idm
 from .idm_network import IDMNetwork, load_idm
-from .integrators import DDIM, Ancestral, Euler, Heun, Integrator
+from .integrators import DDIM, Ancestral, Churn, Euler, Heun, Integrator
 from .laplace import Laplace
 from .least_squares import LeastSquares, Linearised
 from .reddiff import REDDiff
@@ -29,6 +29,7 @@ __all__ = [
     "SBL",
     "Adjoint",
     "Ancestral",
+    "Churn",
     "Coupled",
     "DFlow",
     "Decoupled",

@@ -6,6 +6,7 @@ With D = D(x, sigma), eps = (x - D) / sigma, the next level sigma' < sigma and f
     Heun       x' = x + (sigma' - sigma) (eps + eps') / 2, eps' at Euler's x'             order 2, deterministic
     DDIM(eta)  x' = D + sqrt(sigma'^2 - c^2) eps + c z, c = eta sigma' sqrt(1 - sigma'^2 / sigma^2)       order 1
     Ancestral  DDIM(1): x' = (sigma'/sigma)^2 x + (1 - (sigma'/sigma)^2) D + c z
+    Churn(s)   Heun from x + sqrt(up^2 - sigma^2) z at up^2 = sigma^2 + s (sigma^2 - sigma'^2)
 
 The last step has sigma' = 0 and returns D, so the draws lack the variance that is left at the smallest level, at most
 sigma_min^2. The ancestral kernel uses D for x0 and therefore loses variance in proportion to the step: 2 to 5 % of the
@@ -13,8 +14,8 @@ standard deviation at 200 Karras steps. In variance-preserving form x_t = alpha_
 = sigma_t / alpha_t.
 
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
-arXiv:2206.00364, Algorithm 1; Song, Meng, Ermon, Denoising diffusion implicit models, 2021, arXiv:2010.02502, Eq. 12 and 16;
-Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020, arXiv:2006.11239.
+arXiv:2206.00364, Algorithms 1 and 2; Song, Meng, Ermon, Denoising diffusion implicit models, 2021, arXiv:2010.02502, Eq. 12 and
+16; Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020, arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from ..core import ConfigError, Denoiser
 
-__all__ = ["DDIM", "Ancestral", "Euler", "Heun", "Integrator", "ddim"]
+__all__ = ["DDIM", "Ancestral", "Churn", "Euler", "Heun", "Integrator", "ddim"]
 
 
 def ddim(denoised: Tensor, x: Tensor, sigma: float, sigma_next: float, eta: float, noise: Callable[[], Tensor]) -> Tensor:
@@ -91,6 +92,29 @@ class Ancestral(Integrator):
 
     def step(self, denoise: Denoiser, x: Tensor, sigma: float, sigma_next: float, noise: Callable[[], Tensor]) -> Tensor:
         return ddim(_denoised(denoise, x, sigma), x, sigma, sigma_next, 1.0, noise)
+
+
+@dataclass(frozen=True)
+class Churn(Integrator):
+    """Noise up, and down again by Heun's rule: two evaluations per step, one for the last.
+
+    The ODE keeps the law of x to second order, so that many short runs one after the other do not lose variance, as by the
+    ancestral rule; the law of x' given x is that of the reverse diffusion to first order, for a share of 1.
+
+    Args:
+        share: of the reverse diffusion's noise, s >= 0; the level before the ODE is at most the denoiser's highest.
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share < math.inf:
+            raise ConfigError(f"Churn: expected share >= 0, got {self.share}")
+
+    def step(self, denoise: Denoiser, x: Tensor, sigma: float, sigma_next: float, noise: Callable[[], Tensor]) -> Tensor:
+        added = min(self.share * (sigma**2 - sigma_next**2), max(denoise.sigma_max**2 - sigma**2, 0.0))
+        up = x + math.sqrt(added) * noise() if added > 0.0 else x
+        return Heun().step(denoise, up, math.sqrt(sigma**2 + added), sigma_next, noise)
 
 
 def _denoised(denoise: Denoiser, x: Tensor, sigma: float) -> Tensor:

@@ -11,9 +11,22 @@ import torch
 from torch import Tensor
 
 from ..core import Gaussian, Matrix, Problem, Streams, ViewAsComplex
-from ..priors import GaussianField, GaussianMixture, GaussianPrior, Matern
+from ..operators.speckled import Speckled
+from ..priors import GaussianField, GaussianMixture, GaussianPrior, Matern, SpeckledPrior
 
-__all__ = ["GAUSSIAN", "MAKERS", "MIXTURES", "Case", "coloured", "complex_valued", "composed", "field", "mixture", "white"]
+__all__ = [
+    "GAUSSIAN",
+    "MAKERS",
+    "MIXTURES",
+    "Case",
+    "coloured",
+    "complex_valued",
+    "composed",
+    "field",
+    "mixture",
+    "speckle",
+    "white",
+]
 
 F64 = torch.float64
 
@@ -28,8 +41,8 @@ class Case:
 
     name: str
     problem: Problem
-    prior: GaussianPrior | GaussianMixture | GaussianField
-    exact: GaussianPrior | GaussianMixture
+    prior: GaussianPrior | GaussianMixture | GaussianField | SpeckledPrior
+    exact: GaussianPrior | GaussianMixture | PixelPosterior
 
     @classmethod
     def of(cls, name: str, problem: Problem, prior: Any) -> Case:
@@ -108,13 +121,53 @@ def field(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
     return Case("field", problem, law, twin.posterior(problem))
 
 
+class PixelPosterior:
+    """p(u, a, b | y) of single speckled pixels, y = d e^{u/2} (a + j b) / sqrt 2 + noise, u ~ N(m, s^2), by quadrature in u.
+
+    Args:
+        gains: d, complex, (N,). y: (N,) complex. sigma: of each real component. mean, std: m and s.
+        size: H, W of the image, N pixels.
+    """
+
+    def __init__(self, gains: Tensor, y: Tensor, sigma: float, mean: float, std: float, size: tuple[int, int]) -> None:
+        self.gains, self.y, self.sigma, self.size = gains, y, sigma, size
+        self.u = torch.linspace(mean - 12.0 * std, mean + 12.0 * std, 20_001, dtype=F64)
+        variance = gains.abs().square()[:, None] * self.u.exp() + 2.0 * sigma**2
+        density = torch.exp(-y.abs().square()[:, None] / variance - 0.5 * ((self.u - mean) / std) ** 2) / variance
+        self.cumulative = density.cumsum(1) / density.sum(1, keepdim=True)
+
+    def sample(self, streams: Streams) -> Tensor:
+        """Independent draws, (n, 3, H, W)."""
+        n = len(self.y)
+        uniform = streams.uniform(0, (n,), "quantiles", F64)
+        u = self.u[torch.searchsorted(self.cumulative, uniform.T.contiguous()).clamp_max(len(self.u) - 1)].T
+        scale = self.gains * (0.5 * u).exp()
+        gain = scale.conj() / (scale.abs().square() + 2.0 * self.sigma**2)
+        left = (1.0 - (gain * scale).real).clamp_min(0.0).sqrt()
+        # E|z|^2 = 1, and a + j b = sqrt(2) z
+        z = gain * self.y + 0.5**0.5 * left * streams.normal(0, (n,), "speckle", torch.complex128)
+        return torch.stack((u, 2.0**0.5 * z.real, 2.0**0.5 * z.imag), 1).reshape(-1, 3, *self.size)
+
+
+def speckle(seed: int = 0, d: int = 4, sigma: float = 0.3) -> Case:
+    """Log-reflectivity of mean 0.5 and standard deviation 1.2 of independent pixels, behind speckle and complex gains."""
+    gains, size = 1.0 + torch.complex(_normal(seed, d), _normal(seed + 1, d)), (2, d // 2)
+    prior = SpeckledPrior(GaussianPrior(torch.full((1, *size), 0.5, dtype=F64), 1.44 * torch.eye(d, dtype=F64), sigma_min=1e-3))
+    speckled, operator = Speckled(size), Matrix(gains.diag(), (1, *size))
+    truth = torch.cat((0.5 + 1.2 * _normal(seed + 2, 1, *size), _normal(seed + 3, 2, *size)))[None]
+    problem = Problem.simulate(operator, Gaussian(sigma), speckled(truth)[0], seed)
+    exact = PixelPosterior(gains, problem.y[0], sigma, 0.5, 1.2, size)
+    return Case("speckle", problem.through(speckled), prior, exact)
+
+
 MAKERS: dict[str, Callable[[int], Case]] = {
     "white": white,
     "coloured": coloured,
     "complex": complex_valued,
     "composed": composed,
     "field": field,
+    "speckle": speckle,
     **{f"mixture dy={m}": partial(mixture, m=m) for m in (1, 2, 4)},
 }
 MIXTURES = tuple(name for name in MAKERS if name.startswith("mixture"))
-GAUSSIAN = tuple(name for name in MAKERS if name not in MIXTURES)
+GAUSSIAN = tuple(name for name in MAKERS if name not in (*MIXTURES, "speckle"))

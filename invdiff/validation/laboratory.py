@@ -56,6 +56,7 @@ from ..samplers import (
     Laplace,
     REDDiff,
     Reversible,
+    SplitGibbs,
     Steered,
 )
 from .cases import GAUSSIAN, MAKERS, MIXTURES, Case
@@ -169,6 +170,8 @@ def contenders() -> list[Contender]:
         Contender("mmps, o-belm", Reversible(mmps, OBELM(), fine, steps=60), "exact", GAUSSIAN),
         Contender("mmps, bdia", Reversible(mmps, BDIA(), fine, steps=60), "exact", ("white", "coloured")),
         Contender("laplace", Laplace(steps=1), "exact", ("field",)),
+        Contender("split gibbs", SplitGibbs(steps=160), "exact", ("speckle",)),
+        Contender("split gibbs, rho = 1", SplitGibbs(steps=40, last=1.0), "wrong", ("speckle",)),
         Contender("mmps doubled", Guided(guidance=Doubled(), **heun), "wrong", ("white", "coloured")),
     ]
     # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the

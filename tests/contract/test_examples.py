@@ -19,6 +19,7 @@ EXAMPLES = {
     "shock_and_smoke": (["out.png", "out.gif"], None),
     "darcy_permeability": (["out.png"], "darcy64"),
     "initial_vorticity": (["out.png", "out.gif"], None),
+    "sar_imaging": (["out.png"], None),
     "wdno_burgers": (["out.png", "out_control.png"], "burgers_wdno_sr"),
     "wdno_smoke": (["out.png", "out.gif"], "smoke_wdno"),
 }

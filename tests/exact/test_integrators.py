@@ -1,0 +1,61 @@
+"""Churn against the reverse diffusion of a Gaussian: each step is a x + b z, so that its law is known without a draw."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from invdiff.core import ConfigError
+from invdiff.priors import GaussianPrior
+from invdiff.samplers import Ancestral, Churn, Heun
+
+F64 = torch.float64
+TAU, SIGMA = 0.7, 2.0
+PRIOR = GaussianPrior(torch.zeros(1, dtype=F64), torch.full((1,), TAU**2, dtype=F64), sigma_min=1e-4, sigma_max=100.0)
+
+
+def law(integrator, mean, variance, steps):
+    """Of x at 0 where x at SIGMA has that mean and variance, in steps of equal ratio down to 1e-3 and one to 0."""
+    levels = [SIGMA * (1e-3 / SIGMA) ** (k / steps) for k in range(steps + 1)] + [0.0]
+    one, zero = torch.ones(1, 1, dtype=F64), torch.zeros(1, 1, dtype=F64)
+    for now, then in pairwise(levels):
+        a = float(integrator.step(PRIOR, one, now, then, lambda: zero))
+        b = float(integrator.step(PRIOR, zero, now, then, lambda: one))
+        mean, variance = a * mean, a * a * variance + b * b
+    return mean, variance
+
+
+def orders(errors):
+    return [math.log2(a / b) for a, b in pairwise(errors)]
+
+
+def test_the_law_of_draws_is_kept_to_second_order():
+    """N(0, TAU^2 + SIGMA^2) becomes N(0, TAU^2); the ancestral rule is of first order."""
+    errors = {
+        name: [abs(law(rule, 0.0, TAU**2 + SIGMA**2, n)[1] - TAU**2) for n in (40, 80, 160)]
+        for name, rule in (("churn", Churn()), ("ancestral", Ancestral()))
+    }
+    assert min(orders(errors["churn"])) > 1.7
+    assert max(orders(errors["ancestral"])) < 1.2
+    assert errors["churn"][0] < 0.2 * errors["ancestral"][0]
+
+
+def test_the_law_given_one_noisy_value_is_the_reverse_diffusion():
+    """N(x TAU^2 / (TAU^2 + SIGMA^2), TAU^2 SIGMA^2 / (TAU^2 + SIGMA^2)), at least to first order."""
+    exact = 3.0 * TAU**2 / (TAU**2 + SIGMA**2), TAU**2 * SIGMA**2 / (TAU**2 + SIGMA**2)
+    found = [law(Churn(), 3.0, 0.0, n) for n in (100, 200, 400)]
+    for k in (0, 1):
+        errors = [abs(f[k] - exact[k]) / exact[k] for f in found]
+        assert min(orders(errors)) > 0.9
+        # what is of first order cancels
+        assert abs(2.0 * found[2][k] - found[1][k] - exact[k]) < 2e-3 * exact[k]
+
+
+def test_without_noise_it_is_heun_and_the_highest_level_is_kept():
+    assert law(Churn(share=0.0), 1.0, 1.0, 6) == law(Heun(), 1.0, 1.0, 6)
+    low = GaussianPrior(torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64), sigma_min=1e-4, sigma_max=SIGMA)
+    x = torch.ones(3, 1, dtype=F64)
+    assert torch.equal(Churn().step(low, x, SIGMA, 1.0, lambda: x), Heun().step(low, x, SIGMA, 1.0, lambda: x))
+    with pytest.raises(ConfigError, match="share >= 0"):
+        Churn(share=-1.0)
