@@ -50,7 +50,6 @@ else:
     y = PhaseHistory(q, f, points, sign=sign)(scene)[0]
     level = y.abs().square().mean().sqrt()
     u, y = u - 2.0 * level.log(), y / level + noise * Streams(1).normal(0, y.shape, dtype=y.dtype)[0]
-
 mask = kept_pulses(*y.shape[1:], pattern=given.pattern, seed=0)
 whole, part = (PhaseHistory(q, f, points, sign=sign, reference=r0, mask=m) for m in (None, mask))
 problem = Problem(part, Gaussian(noise), y * mask)
@@ -66,7 +65,6 @@ for name, x in {**sparse, f"mean of {draws} draws": means.mean(0, keepdim=True)}
     images[name] = form_image(whole, whole(x))
 logs = {name: x.abs().square().clamp_min(1e-12).log() - log_bias(1) for name, x in sparse.items()}
 logs[f"mean of {draws} draws"] = samples.mean[:1]
-
 print(f"{'':<18} error   entropy   log-reflectivity")
 for name, image in images.items():
     error = float((image - images["all pulses"]).norm() / images["all pulses"].norm())
