@@ -102,7 +102,7 @@ class PhaseHistory(LinearOperator):
         self.sign, self.terms, self.memory = int(sign), terms(accuracy), memory
         self.cells = cells_for(k)
         middle, step = (t.expand(pulses, 1) for t in _spacing(frequencies.double()))
-        nominal = positions.detach().reshape(pulses, -1, 3)
+        nominal = positions.detach().reshape(pulses, -1, 3).clone()
         _keep(self, "positions", positions)
         _keep(self, "phases", torch.zeros(pulses, dtype=torch.float64) if phases is None else phases)
         self.register_buffer("points", points.detach().double(), persistent=False)
@@ -125,15 +125,19 @@ class PhaseHistory(LinearOperator):
         size = max(1, BLOCK // points)
         width = 16 if like.dtype == torch.complex64 else 28
         kept = None
-        if not self.positions.requires_grad and pulses * points * width <= self.memory:
+        if not isinstance(self.positions, nn.Parameter) and pulses * points * width <= self.memory:
             kept = Cells(*self.tables(like))
         for first in range(0, pulses, size):
             last = min(first + size, pulses)
             yield first, last, kept.block(first, last) if kept else self._cells(first, last, like)
 
     def _cells(self, first: int, last: int, like: Tensor) -> Cells:
-        _, reference, points, middle, step = (getattr(self.tables, f"given{i}").to(like.device) for i in range(5))
-        q = self.positions.detach().to(like.device).reshape(self.out_shape[1], -1, 3)
+        nominal, reference, points, middle, step = (getattr(self.tables, f"given{i}").to(like.device) for i in range(5))
+        q = nominal
+        if isinstance(self.positions, nn.Parameter):
+            if self.positions.dtype != torch.float64:
+                raise ShapeError(f"PhaseHistory: expected positions to stay float64, got {str(self.positions.dtype)[6:]}")
+            q = self.positions.detach().to(like.device).reshape(nominal.shape)
         rows = (t[first:last] for t in (middle, step))
         return Cells(*self.tables.derive(q[first:last], reference[first:last], points, *rows, dtype=like.real.dtype))
 

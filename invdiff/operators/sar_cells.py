@@ -111,7 +111,11 @@ class Series:
 
 
 def scatter(x: Tensor, cells: Cells, series: Tensor, *, n: int, sign: int) -> Tensor:
-    """Frequencies (B, P, K) of the points' values (B, N)."""
+    """Frequencies (B, P, K) of the points' values (B, N).
+
+    Args:
+        series: (D, K), of `Series`. n: number of cells. sign: s, of the exponent.
+    """
     where, count = _flat(cells.cell, n), len(cells.cell)
     sums = x.new_zeros(len(x), len(series), count * n)
     for image, sum_ in zip(x, sums, strict=True):

@@ -75,15 +75,18 @@ def straight_track(positions: Tensor, *, offset: float, altitude: float) -> Tens
 
 
 def resolution(positions: Tensor, frequencies: Tensor) -> tuple[float, float]:
-    """Ground range and cross range resolution at the origin, m, of phase centres (P, 3) and frequencies (K,)."""
+    """Ground range and cross range resolution at the origin, m, of phase centres (P, 3), in order, and frequencies (K,).
+
+    Beyond half a circle, D = pi, nothing is gained across.
+    """
     look = positions / positions.norm(dim=-1, keepdim=True)
     flat = look[:, :2]
     # the band that K frequencies cover has K steps, as P pulses cover P
     bandwidth = float(frequencies[-1] - frequencies[0]) * len(frequencies) / (len(frequencies) - 1)
     cosine = float(flat.norm(dim=-1).mean())
     angle = torch.atan2(flat[:, 1], flat[:, 0])
-    swept = float(torch.remainder(angle[-1] - angle[0] + math.pi, 2.0 * math.pi) - math.pi)
-    swept = abs(swept) * len(look) / max(len(look) - 1, 1)
+    turns = torch.remainder(angle.diff() + math.pi, 2.0 * math.pi) - math.pi
+    swept = min(abs(float(turns.sum())) * len(look) / max(len(look) - 1, 1), math.pi)
     wavelength = SPEED_OF_LIGHT / float(frequencies.double().mean())
     return SPEED_OF_LIGHT / (2.0 * bandwidth * cosine), wavelength / (4.0 * math.sin(swept / 2.0) * cosine)
 

@@ -106,6 +106,34 @@ def test_tables_made_again_are_the_same():
     assert apart(made.adjoint(y), kept.adjoint(y)) < 1e-13
 
 
+def test_positions_that_move_are_followed_and_stay_in_double_precision():
+    """A parameter has no tables, learned or not; another precision of the module changes nothing that matters."""
+    start, x = track(), field((1, 9, 12))
+    q = torch.nn.Parameter(start.clone(), requires_grad=False)
+    a = PhaseHistory(q, band(), hills(), sign=-1, reference=start.norm(dim=-1))
+    a(x)
+    q += 0.01
+    moved = PhaseHistory(start + 0.01, band(), hills(), sign=-1, reference=start.norm(dim=-1))
+    assert apart(a(x), moved(x)) < 1e-12
+    assert torch.equal(q, start + 0.01)
+    for memory in (0, 1 << 30):
+        fixed = PhaseHistory(start, band(), hills(), sign=-1, memory=memory)
+        before = fixed(x)
+        assert apart(fixed.float()(x), before) < 1e-12
+    with pytest.raises(ShapeError, match="stay float64"):
+        a.float()(x)
+
+
+def test_resolution_of_wide_apertures():
+    """A half circle and more resolve a quarter of the wavelength over cos e; an arc across the cut of angles, its sweep."""
+    quarter = SPEED_OF_LIGHT / 9.6e9 / 4.0 / math.cos(0.5)
+    for aperture in (math.pi, 1.5 * math.pi, 2.0 * math.pi):
+        q = circular_track(angles(400, aperture), distance=1e4, elevation=0.5)
+        assert resolution(q, band())[1] == pytest.approx(quarter, rel=1e-6)
+    here, there = (circular_track(angles(40, 0.1) + a, distance=1e4, elevation=0.5) for a in (0.0, math.pi))
+    assert resolution(here, band())[1] == pytest.approx(resolution(there, band())[1], rel=1e-9)
+
+
 def test_aliases_of_range_are_those_of_the_model():
     """A scene wider than c / 2 df wraps, as equally spaced frequencies do."""
     points = ground((5, 40), 3.0)
