@@ -58,7 +58,7 @@ law = GaussianField((1, *size), Matern(1.0), mean=float(back.abs().square().mean
 speckled, sampler = problem.through(Speckled(size)), SplitGibbs(steps=sweeps, last=0.3, cg_steps=20)
 samples = sampler(speckled, SpeckledPrior(law), draws, seed=0, progress=True)
 # of each draw the mean of the image given its reflectivity: less noise than in the image drawn with it
-means = draw_image(part, problem.y, problem.noise.sigma.float(), samples.x[:, :1], None, 0, 40)
+means, _ = draw_image(part, problem.y, problem.noise.sigma.float(), samples.x[:, :1], None, 0, 40)
 sparse = {"l1": SparseL1(iterations=few)(problem)[0], "sparse Bayesian": SBL(iterations=few, cg_steps=20)(problem)[0]}
 images = {"all pulses": form_image(whole, y[None]), "back-projection": back}
 for name, x in {**sparse, f"mean of {draws} draws": means.mean(0, keepdim=True)}.items():

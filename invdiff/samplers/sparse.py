@@ -1,7 +1,7 @@
 """Baselines that take an image for a few bright points.
 
     SparseL1   argmin_x  1/2 |(A x - y) / sigma|^2 + strength |x|_1,    |x|_1 the sum of moduli, for complex images too
-    SBL        sparse Bayesian learning: x ~ CN(0, diag R) or N(0, diag R), R by expectation maximisation,
+    SBL        sparse Bayesian learning: x ~ CN(0, diag R), R by expectation maximisation,
                R_i = |m_i|^2 + V_ii,  m and V the mean and the covariance of x given R and y
 
 SparseL1 is FISTA with restarts. Where no strength is given it goes down from the one at which x = 0 by factors of .7, from the
@@ -41,7 +41,8 @@ class SparseL1:
     iterations: int = 30
 
     def __call__(self, problem: Problem) -> tuple[Tensor, Facts]:
-        """The image, (1, *shape), and facts: strength, chi2, operator_calls, seconds.
+        """The image, (1, *shape), and facts: strength, chi2, residual (of the fixed point, relative), operator_calls,
+        seconds.
 
         Raises:
             CapabilityError: the operator is not linear. NumericalError: no strength reaches chi^2 = 1.
@@ -52,9 +53,10 @@ class SparseL1:
             data = Weighted.of(problem, "SparseL1")
             lipschitz = (1.02 * operator_norm(data.operator, dtype=data.y.real.dtype) / data.sigma) ** 2
             back = data.operator.adjoint(data.y) / data.sigma**2
-            top, x = float(back.abs().max()), torch.zeros_like(back)
+            top, x, residual = float(back.abs().max()), torch.zeros_like(back), 0.0
             if self.strength is not None:
-                x, strength = self._fista(data, x, back, lipschitz, self.strength, 10 * self.iterations), self.strength
+                strength = float(self.strength)
+                x, residual = self._fista(data, x, back, lipschitz, strength, 10 * self.iterations)
             else:
                 strength = top
                 while data.chi2(x) > 1.0:
@@ -63,23 +65,26 @@ class SparseL1:
                         raise NumericalError(
                             f"SparseL1: no strength reaches chi^2 = 1 (it is {data.chi2(x):.3g}): sigma is too small"
                         )
-                    x = self._fista(data, x, back, lipschitz, strength, self.iterations)
+                    x, residual = self._fista(data, x, back, lipschitz, strength, self.iterations)
             chi2 = data.chi2(x)
-        return x, {"strength": strength, "chi2": chi2, **clock.facts}
+        return x, {"strength": strength, "chi2": chi2, "residual": residual, **clock.facts}
 
     @staticmethod
-    def _fista(data: Weighted, x: Tensor, back: Tensor, lipschitz: float, strength: float, iterations: int) -> Tensor:
-        t, ahead = 1.0, x
+    def _fista(
+        data: Weighted, x: Tensor, back: Tensor, lipschitz: float, strength: float, iterations: int
+    ) -> tuple[Tensor, float]:
+        t, ahead, residual = 1.0, x, 0.0
         for _ in range(iterations):
             slope = data.operator.normal(ahead) / data.sigma**2 - back
             moved = ahead - slope / lipschitz
             size = moved.abs()
             new = moved * ((size - strength / lipschitz).clamp_min(0.0) / size.clamp_min(torch.finfo(size.dtype).tiny))
+            residual = float((new - ahead).abs().square().sum() / new.abs().square().sum().clamp_min(1e-30)) ** 0.5
             # a restart where the momentum points uphill
             t = 1.0 if float(((ahead - new).conj() * (new - x)).real.sum()) > 0.0 else t
             faster = 0.5 * (1.0 + math.sqrt(1.0 + 4.0 * t * t))
             ahead, x, t = new + (t - 1.0) / faster * (new - x), new, faster
-        return x
+        return x, residual
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class SBL:
     seed: int = 0
 
     def __call__(self, problem: Problem) -> tuple[Tensor, Facts]:
-        """The posterior mean, (1, *shape), and facts: chi2, operator_calls, seconds.
+        """The posterior mean, (1, *shape), and facts: chi2, residual (of the worst solve), operator_calls, seconds.
 
         Raises:
             CapabilityError: the operator is not linear on complex images.
@@ -116,14 +121,15 @@ class SBL:
             back = a.adjoint(y)
             gain = a(back).abs().square().sum() / back.abs().square().sum()
             v = (back / gain).abs().square().mean().log().expand(1, *a.in_shape).clone()
-            streams = Streams(self.seed, self.probes)
+            streams, residual = Streams(self.seed, self.probes), 0.0
             for k in range(self.iterations):
-                mean = draw_image(a, y, sigma, v, None, k, self.cg_steps)
-                drawn = draw_image(a, y, sigma, v.expand(self.probes, *a.in_shape), streams, k, self.cg_steps)
+                mean, left = draw_image(a, y, sigma, v, None, k, self.cg_steps)
+                drawn, other = draw_image(a, y, sigma, v.expand(self.probes, *a.in_shape), streams, k, self.cg_steps)
                 spread = (drawn - mean).abs().square().mean(0, keepdim=True)
                 # what is 120 dB below the brightest is zero to float32
                 power = mean.abs().square() + spread
                 v = power.clamp_min(1e-12 * float(power.max())).log()
-            x = draw_image(a, y, sigma, v, None, self.iterations, self.cg_steps)
+                residual = max(residual, left, other)
+            x, left = draw_image(a, y, sigma, v, None, self.iterations, self.cg_steps)
             chi2 = float(problem.chi2(x))
-        return x, {"chi2": chi2, **clock.facts}
+        return x, {"chi2": chi2, "residual": max(residual, left), **clock.facts}

@@ -23,7 +23,6 @@ of the von Mises distribution, JRSS C 28, 1979.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -43,11 +42,12 @@ __all__ = ["Chain", "SplitGibbs", "draw_image", "draw_log_reflectivity"]
 
 @dataclass(frozen=True)
 class Chain(State):
-    """A State with the auxiliary log-reflectivity v, (B, 1, H, W), and the errors of phase, (B, P)."""
+    """A State with the auxiliary log-reflectivity v, (B, 1, H, W), the errors of phase, (B, P), and CG's worst residual."""
 
     v: Tensor
     phases: Tensor
     rho: float
+    residual: float
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,10 @@ class SplitGibbs(Sampler):
         steps: sweeps.
         first, last: rho, in units of u: a factor of e^rho in reflectivity.
         inner: levels of the reverse diffusion from rho to the prior's lowest.
-        cg_steps: at most, in the draw of the image; it stops at a relative residual of 1e-4.
-        autofocus: draw the errors of phase of the measurement's rows, (1, P, K), too. What they share with a global phase and a
-            shift of the image remains unknown.
+        cg_steps: at most, in the draw of the image; it stops at a relative residual of 1e-4. What is left of it is recorded of
+            each sweep, `info[k]["residual"]`: above some 1e-2 the draws of the image are not those of its conditional.
+        autofocus: draw the errors of phase of the measurement's rows, (1, P, K), too; `info[-1]["phases"]` has those of the
+            draws of the first batch, rad, (B, P). What they share with a global phase and a shift of the image remains unknown.
         integrator: of the reverse diffusion; deterministic ones do not draw, the ancestral one loses variance in each sweep.
 
     Raises:
@@ -86,6 +87,14 @@ class SplitGibbs(Sampler):
                 f"got {self.last}, {self.first}, {self.inner} and {self.cg_steps}"
             )
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """How far the draws are from the posterior."""
+        return (
+            f"Split Gibbs draws are the ends of chains of {self.steps} sweeps with a coupling of {self.last:g}: of the posterior "
+            "in the limit of many sweeps and of a coupling of zero.",
+        )
+
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Chain:
         a, _ = _parts(problem, prior)
         if self.autofocus and len(a.out_shape) != 3:
@@ -101,28 +110,29 @@ class SplitGibbs(Sampler):
         level = float((back / gain).abs().square().mean().clamp_min(1e-30).log())
         u = problem.y.real.new_full((len(streams.draws), 1, *problem.shape[1:]), level)
         phases = u.new_zeros(len(u), a.out_shape[-2] if self.autofocus else 0)
-        return Chain(0, torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1), u, phases, self.first)
+        return Chain(0, torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1), u, phases, self.first, 0.0)
 
     def step(self, problem: Problem, prior: Denoiser, state: Chain, streams: Streams) -> Chain:  # type: ignore[override]
         a, reflectivity = _parts(problem, prior)
         sigma, k, rho = require_gaussian(problem, "SplitGibbs"), state.step, self._rho(state.step)
         turn = torch.polar(torch.ones_like(state.phases), -state.phases)[:, None, :, None] if self.autofocus else 1.0
-        image = draw_image(a, problem.y * turn, sigma, state.v, streams, k, self.cg_steps)
+        image, residual = draw_image(a, problem.y * turn, sigma, state.v, streams, k, self.cg_steps)
         phases = self._phases(a(image), problem.y, sigma, streams, k) if self.autofocus else state.phases
         v = draw_log_reflectivity(image, state.x[:, :1], rho, streams, k)
         u = self._denoised(reflectivity, v, rho, streams, k)
-        return Chain(k + 1, speckle_of(u, image), v, phases, rho)
+        return Chain(k + 1, speckle_of(u, image), v, phases, rho, residual)
 
     def describe(self, state: Chain) -> dict[str, Any]:  # type: ignore[override]
-        return {"rho": state.rho}
+        facts: dict[str, Any] = {"rho": state.rho, "residual": state.residual}
+        return facts | {"phases": state.phases.tolist()} if self.autofocus and state.step == self.steps else facts
 
     def _rho(self, step: int) -> float:
         part = min(1.0, step / max(1, (self.steps - 1) // 2))
         return self.first * (self.last / self.first) ** part
 
-    def _denoised(self, prior: Callable[[Tensor, Tensor], Tensor], v: Tensor, rho: float, streams: Streams, k: int) -> Tensor:
+    def _denoised(self, prior: Denoiser, v: Tensor, rho: float, streams: Streams, k: int) -> Tensor:
         """A draw of u given v = u + rho n."""
-        low = prior.sigma_min  # type: ignore[attr-defined]
+        low = prior.sigma_min
         grid = [rho * (low / rho) ** (i / self.inner) for i in range(self.inner)] if rho > low else [rho]
         x = v
         for i, (now, then) in enumerate(zip(grid, [*grid[1:], 0.0], strict=True)):
@@ -130,7 +140,7 @@ class SplitGibbs(Sampler):
             def noise(i: int = i) -> Tensor:
                 return streams.normal(k, v.shape[1:], f"u{i}", v.dtype, v.device)
 
-            x = self.integrator.step(prior, x, now, then, noise)  # type: ignore[arg-type]
+            x = self.integrator.step(prior, x, now, then, noise)
         return x
 
     @staticmethod
@@ -147,26 +157,29 @@ class SplitGibbs(Sampler):
 
 def draw_image(
     a: LinearOperator, y: Tensor, sigma: Tensor, v: Tensor, streams: Streams | None, step: int, cg_steps: int
-) -> Tensor:
+) -> tuple[Tensor, float]:
     """x | v, y, (B, 1, H, W) complex: of variance e^v, measured through A with Gaussian noise of sigma per real component.
 
     Its mean where there are no streams.
+
+    Returns:
+        The image, and the worst relative residual that conjugate gradients left.
     """
-    scale, weight = (0.5 * v).exp(), math.sqrt(0.5) / sigma
+    scale, weight, half = (0.5 * v).exp(), math.sqrt(0.5) / sigma, math.sqrt(0.5)
 
     def gram(t: Tensor) -> Tensor:
         return scale * a.adjoint(weight.square() * a(scale * t)) + t
 
     if streams is None:
+        z = torch.zeros_like(scale, dtype=y.dtype)
         right = scale * a.adjoint(weight.square() * y.expand(len(v), *a.out_shape))
-        return scale * cg(gram, right, max_iter=cg_steps, tol=1e-4).x
-    half = math.sqrt(0.5)
-    z = half * streams.normal(step, a.in_shape, "image", y.dtype, y.device)
-    noise = half * streams.normal(step, a.out_shape, "noise", y.dtype, y.device)
-    if a.measured is not None:
-        noise = noise * a.measured
-    right = scale * a.adjoint(weight * (weight * (y - a(scale * z)) - noise))
-    return scale * (z + cg(gram, right, max_iter=cg_steps, tol=1e-4).x)
+    else:
+        z = half * streams.normal(step, a.in_shape, "image", y.dtype, y.device)
+        noise = half * streams.normal(step, a.out_shape, "noise", y.dtype, y.device)
+        noise = noise if a.measured is None else noise * a.measured
+        right = scale * a.adjoint(weight * (weight * (y - a(scale * z)) - noise))
+    solved = cg(gram, right, max_iter=cg_steps, tol=1e-4)
+    return scale * (z + solved.x), float(solved.residual.max())
 
 
 def draw_log_reflectivity(image: Tensor, u: Tensor, rho: float, streams: Streams, step: int) -> Tensor:

@@ -27,7 +27,7 @@ def test_l1_of_a_unitary_operator_is_a_soft_threshold():
     back = a.mH @ y
     expected = back * (1.0 - strength * sigma**2 / back.abs()).clamp_min(0.0)
     torch.testing.assert_close(x.flatten(), expected, rtol=1e-9, atol=1e-9)
-    assert facts["strength"] == strength
+    assert facts["strength"] == strength and facts["residual"] < 1e-6
     assert 0 < int((expected == 0).sum()) < 12
 
 
