@@ -23,7 +23,7 @@ from .restoration import (
 )
 from .sar import PhaseHistory
 from .sar_geometry import circular_track, form_image, ground, kept_pulses, resolution, spotlight, straight_track
-from .speckle_whitening import SpeckleSpectrum, coherence, whiten_spectrum
+from .speckle_whitening import SpeckleSpectrum, whiten_spectrum
 from .speckled import Speckled, speckle_of
 from .wavelet import WaveletSynthesis, band_rms
 
@@ -56,7 +56,6 @@ __all__ = [
     "box_mask",
     "cartesian_mri",
     "circular_track",
-    "coherence",
     "equispaced_columns",
     "fft2c",
     "form_image",
