@@ -91,8 +91,8 @@ class SplitGibbs(Sampler):
     def caveats(self) -> tuple[str, ...]:
         """How far the draws are from the posterior."""
         return (
-            f"Split Gibbs draws are the ends of chains of {self.steps} sweeps with a coupling of {self.last:g}: of the posterior "
-            "in the limit of many sweeps and of a coupling of zero.",
+            f"Split Gibbs draws are the ends of chains of {self.steps} sweeps with a coupling of {self.last:g}: of the "
+            "posterior in the limit of many sweeps and of a coupling of zero.",
         )
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Chain:

@@ -170,7 +170,8 @@ def contenders() -> list[Contender]:
         Contender("mmps, o-belm", Reversible(mmps, OBELM(), fine, steps=60), "exact", GAUSSIAN),
         Contender("mmps, bdia", Reversible(mmps, BDIA(), fine, steps=60), "exact", ("white", "coloured")),
         Contender("laplace", Laplace(steps=1), "exact", ("field",)),
-        Contender("split gibbs", SplitGibbs(steps=160), "exact", ("speckle",)),
+        Contender("split gibbs", SplitGibbs(), "exact", ("speckle",)),
+        Contender("split gibbs, 160 sweeps", SplitGibbs(steps=160), "exact", ("speckle",)),
         Contender("split gibbs, rho = 1", SplitGibbs(steps=40, last=1.0), "wrong", ("speckle",)),
         Contender("mmps doubled", Guided(guidance=Doubled(), **heun), "wrong", ("white", "coloured")),
     ]
