@@ -60,6 +60,7 @@ class PhaseHistory(LinearOperator):
     phases: Tensor
     points: Tensor
     frequencies: Tensor
+    rows: Tensor
 
     def __init__(
         self,
@@ -102,13 +103,19 @@ class PhaseHistory(LinearOperator):
         self.sign, self.terms, self.memory = int(sign), terms(accuracy), memory
         self.cells = cells_for(k)
         middle, step = (t.expand(pulses, 1) for t in _spacing(frequencies.double()))
+        # pulses of which nothing is measured are not computed
+        rows = torch.arange(pulses) if mask is None else self.measured[0].any(1).nonzero()[:, 0]
+        if not len(rows):
+            raise ConfigError("PhaseHistory: expected a mask that keeps something, got one that is False everywhere")
+        self.register_buffer("rows", rows, persistent=False)
         nominal = positions.detach().reshape(pulses, -1, 3).clone()
         _keep(self, "positions", positions)
         _keep(self, "phases", torch.zeros(pulses, dtype=torch.float64) if phases is None else phases)
         self.register_buffer("points", points.detach().double(), persistent=False)
         # the range that the data were deramped to, which an error of the positions does not change
         fixed = nominal.mean(1).norm(dim=-1) if reference is None else reference.detach().double()
-        fixed_by = (nominal, fixed, self.points.reshape(-1, 3).mT.contiguous(), middle, step)
+        flat = self.points.reshape(-1, 3).mT.contiguous()
+        fixed_by = (nominal[rows], fixed[rows], flat, middle[rows], step[rows])
         self.tables = Constants(Tables(self.sign, self.cells), *fixed_by)
         self.series = Constants(Series(self.terms, self.sign, k, self.cells))
         self.register_buffer("frequencies", middle + step * (torch.arange(k) - k // 2), persistent=False)
@@ -120,8 +127,8 @@ class PhaseHistory(LinearOperator):
         return _Image.apply(self._turned(y, -1), self.positions, self)  # type: ignore[no-untyped-call]
 
     def blocks(self, like: Tensor) -> Iterator[tuple[int, int, Cells]]:
-        """First and last pulse of each block, and its cells, in the precision and on the device of `like`."""
-        pulses, points = self.out_shape[1], self.in_shape[1] * self.in_shape[2]
+        """First and last, in `rows`, of each block of pulses, and its cells, in the precision and on the device of `like`."""
+        pulses, points = len(self.rows), self.in_shape[1] * self.in_shape[2]
         size = max(1, BLOCK // points)
         width = 16 if like.dtype == torch.complex64 else 28
         kept = None
@@ -137,7 +144,7 @@ class PhaseHistory(LinearOperator):
         if isinstance(self.positions, nn.Parameter):
             if self.positions.dtype != torch.float64:
                 raise ShapeError(f"PhaseHistory: expected positions to stay float64, got {str(self.positions.dtype)[6:]}")
-            q = self.positions.detach().to(like.device).reshape(nominal.shape)
+            q = self.positions.detach().to(like.device).reshape(self.out_shape[1], -1, 3)[self.rows]
         rows = (t[first:last] for t in (middle, step))
         return Cells(*self.tables.derive(q[first:last], reference[first:last], points, *rows, dtype=like.real.dtype))
 
@@ -185,9 +192,10 @@ class _Image(torch.autograd.Function):
 def project(operator: PhaseHistory, x: Tensor) -> Tensor:
     """The phase history, (B, 1, P, K), without phases and mask."""
     (series,) = operator.series(x)
-    out = x.new_empty(len(x), *operator.out_shape)
+    out = x.new_zeros(len(x), *operator.out_shape)
     for first, last, cells in operator.blocks(x):
-        out[:, 0, first:last] = scatter(x.flatten(1), cells, series, n=operator.cells, sign=operator.sign)
+        rows = operator.rows[first:last]
+        out[:, 0, rows] = scatter(x.flatten(1), cells, series, n=operator.cells, sign=operator.sign)
     return out
 
 
@@ -201,22 +209,24 @@ def backproject(operator: PhaseHistory, y: Tensor) -> Tensor:
 
 def position_gradient(operator: PhaseHistory, x: Tensor, v: Tensor) -> Tensor:
     """Gradient of Re<v, A x>, phases and mask apart, in the positions, (P, 3) or (P, A, 3)."""
-    q = operator.positions.detach().reshape(operator.out_shape[1], -1, 3)
+    q = operator.positions.detach().reshape(operator.out_shape[1], -1, 3)[operator.rows]
     slope = operator.sign * 4.0 * math.pi / SPEED_OF_LIGHT * operator.frequencies.to(v.real)
-    out, points = torch.zeros_like(q), operator.points.reshape(-1, 3)
+    out, points = torch.zeros_like(operator.positions).reshape(operator.out_shape[1], -1, 3), operator.points.reshape(-1, 3)
     for first, last, images in _images(operator, v * torch.complex(torch.zeros_like(slope), -slope)):
         weight = (x.flatten(1)[:, None].conj() * images).real.double().sum(0)
         for a in range(q.shape[1]):
             apart = q[first:last, a, None] - points
-            out[first:last, a] = (weight[..., None] * apart / apart.norm(dim=-1, keepdim=True)).sum(1) / q.shape[1]
+            moved = (weight[..., None] * apart / apart.norm(dim=-1, keepdim=True)).sum(1) / q.shape[1]
+            out[operator.rows[first:last], a] = moved
     return out.reshape(operator.positions.shape)
 
 
 def _images(operator: PhaseHistory, y: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """What each pulse adds to the image, in blocks: first and last pulse, (B, P, N)."""
+    """What each pulse adds to the image, in blocks: first and last in `rows`, (B, pulses, N)."""
     (series,) = operator.series(y)
     for first, last, cells in operator.blocks(y):
-        yield first, last, gather(y[:, 0, first:last], cells, series, n=operator.cells, sign=operator.sign)
+        part = y[:, 0, operator.rows[first:last]]
+        yield first, last, gather(part, cells, series, n=operator.cells, sign=operator.sign)
 
 
 def _spacing(frequencies: Tensor) -> tuple[Tensor, Tensor]:

@@ -279,3 +279,19 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ConfigError, match=message):
             make(**options)
+
+
+def test_pulses_that_are_not_measured_are_left_out_exactly():
+    """The masked operator is the whole one times the mask; the gradient in the position of a pulse without data is zero."""
+    mask = torch.zeros(len(track()), dtype=torch.bool)
+    mask[[1, 4]] = True
+    moved, x = torch.nn.Parameter(track()), field((1, 9, 12))
+    some = PhaseHistory(moved, band(), hills(), sign=-1, mask=mask)
+    whole = PhaseHistory(track(), band(), hills(), sign=-1)
+    y = whole(x)
+    assert apart(some(x).detach(), y * mask[:, None]) < 1e-12
+    assert apart(some.adjoint(y).detach(), whole.adjoint(y * mask[:, None])) < 1e-12
+    some(x).abs().square().sum().backward()
+    assert bool((moved.grad[~mask] == 0).all()) and bool((moved.grad[mask].abs().sum(1) > 0).all())
+    with pytest.raises(ConfigError, match="keeps something"):
+        PhaseHistory(track(), band(), hills(), sign=-1, mask=torch.zeros_like(mask))
