@@ -72,6 +72,10 @@ class Counted(Denoiser):
         self.prior, self.counter = prior, counter
         self.shape, self.sigma_min, self.sigma_max = prior.shape, prior.sigma_min, prior.sigma_max
 
+    @property
+    def origin(self) -> float | Tensor:
+        return self.prior.origin
+
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.counter.network += len(x)
         out = self.prior(x, sigma)

@@ -42,9 +42,11 @@ class Denoiser(nn.Module):
         divisor: what the free dimensions of the shape must be multiples of.
         value_range: smallest and largest value of the data it was trained on; None if nobody said.
         known: the only noise levels that it was trained at, (T,) increasing; None for all in the interval.
+        image_complex: whether the images that its unknown stands for are complex; of others, complex images have two channels.
     """
 
     divisor: int = 1
+    image_complex: bool = False
     value_range: tuple[float, float] | None = None
     known: Tensor | None = None
 
@@ -78,6 +80,19 @@ class Denoiser(nn.Module):
         from .health import check
 
         return check(self, data, sigmas=sigmas, seed=seed, expected=expected, batch=batch)
+
+    @property
+    def origin(self) -> float | Tensor:
+        """Roughly the mean of x0, a number or what broadcasts to the unknown: where chains of pure noise start.
+
+        At level sigma the mean over N pixels has a noise of sigma / sqrt(N) only, from which a prior reads how bright all is.
+        """
+        return 0.0
+
+    @property
+    def posterior_mean(self) -> bool:
+        """Whether it is E[x0 | x], which samplers take it for: no consistency function, and made of none."""
+        return all(inner.posterior_mean for inner in self.modules() if inner is not self and isinstance(inner, Denoiser))
 
     @property
     def image_shape(self) -> tuple[int | None, ...]:

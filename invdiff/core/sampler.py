@@ -67,6 +67,7 @@ class Sampler:
         needs: what the operator must offer, see `capabilities`.
         deterministic: whether all draws are the same; one is computed then, and repeated.
         differentiable: whether its steps pass gradients on.
+        takes_consistency: whether it takes a consistency function, which is no posterior mean.
         state_class: the State that `init` returns.
     """
 
@@ -74,6 +75,7 @@ class Sampler:
     needs: ClassVar[frozenset[str]] = frozenset()
     deterministic: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
+    takes_consistency: ClassVar[bool] = False
     state_class: ClassVar[type[State]] = State
     steps: int = 100
 
@@ -233,6 +235,10 @@ class Sampler:
                 raise ConfigError(f"{self.name}: expected a {kind.__name__}, got {type(part).__name__}")
         if not (_counts(n) and (batch is None or _counts(batch))):
             raise ConfigError(f"{self.name}: expected integers n >= 1 and batch >= 1, got n={n!r}, batch={batch!r}")
+        if not (prior.posterior_mean or self.takes_consistency):
+            raise CapabilityError(
+                f"{self.name}: {type(prior).__name__} is a consistency function and no posterior mean: use Multistep"
+            )
         operator = problem.operator
         if operator.in_complex:
             raise ShapeError(

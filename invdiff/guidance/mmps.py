@@ -136,6 +136,10 @@ class _Guided(Denoiser):
             if isinstance(problem.operator, LinearOperator):
                 self.factors = dense(self.field, problem.operator, problem.y, sigma_y)
 
+    @property
+    def origin(self) -> float | Tensor:
+        return self.prior.origin
+
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised, transposed = linearize(self.prior, x, sigma)
         again = sigma <= (self.options.newton_below or math.inf)

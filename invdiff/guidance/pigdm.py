@@ -57,6 +57,10 @@ class _Guided(Denoiser):
         self.prior, self.operator, self.y = prior, problem.operator, problem.y
         self.data_std, self.sigma_y = data_std, sigma_y
 
+    @property
+    def origin(self) -> float | Tensor:
+        return self.prior.origin
+
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         denoised, transposed = linearize(self.prior, x, sigma)
         with torch.no_grad():

@@ -61,6 +61,10 @@ class SameUnknown(Adapter):
         super().__init__(prior, prior.shape)
 
     @property
+    def origin(self) -> float | Tensor:
+        return self.prior.origin
+
+    @property
     def image_shape(self) -> tuple[int | None, ...]:
         return self.prior.image_shape
 

@@ -56,6 +56,10 @@ class Affine(Adapter):
             ends = sorted(scale * end for end in prior.value_range)
             self.value_range = ends[0] + float(self.shift.min()), ends[1] + float(self.shift.max())
 
+    @property
+    def origin(self) -> float | Tensor:
+        return self.shift + self.scale * self.prior.origin
+
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """E[x0 | x] in the units of x."""
         shift = self.shift.to(x.dtype)

@@ -76,6 +76,10 @@ class SpectralGaussian(Denoiser):
         self._periodic = tuple(i + 2 for i, b in enumerate(boundary) if b == "periodic")
         self.register_buffer("spectrum", spectrum, persistent=False)
 
+    @property
+    def origin(self) -> float:
+        return self.mean
+
     def extra_repr(self) -> str:
         return f"{self.shape}, mean={self.mean}, boundary={self.boundary}"
 

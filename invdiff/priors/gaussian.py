@@ -55,6 +55,10 @@ class GaussianPrior(Denoiser):
         self.register_buffer("basis", basis)
         self.register_buffer("variances", variances.clamp_min(0.0))
 
+    @property
+    def origin(self) -> Tensor:
+        return self.mean
+
     def _rotate(self, x: Tensor, back: bool = False) -> Tensor:
         if self.basis.numel() == 0:
             return x

@@ -49,6 +49,10 @@ class LatentPrior(Denoiser):
         self.divisor, self.known = prior.divisor, prior.known
         self.facts, self.sigma_data = getattr(prior, "facts", {}), getattr(prior, "sigma_data", 1.0)
 
+    @property
+    def origin(self) -> float | Tensor:
+        return self.prior.origin
+
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """E[z0 | z], in the units of the latents."""
         return self.prior(x, sigma, condition)

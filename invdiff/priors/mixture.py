@@ -65,6 +65,10 @@ class GaussianMixture(Denoiser):
         return torch.tensordot(self.weights, self.means, 1)
 
     @property
+    def origin(self) -> Tensor:
+        return self.mean
+
+    @property
     def cov(self) -> Tensor:
         """Covariance of the flattened unknown, (N, N): that within the components and that between their means."""
         within = torch.einsum("k,knm,km,kpm->np", self.weights, self.bases, self.variances, self.bases)

@@ -37,9 +37,9 @@ from .fno import FNO
 from .layers import Network, over
 from .unet import UNet
 
-__all__ = ["EDMDenoiser", "denoising_error", "load_network"]
+__all__ = ["NETWORKS", "EDMDenoiser", "denoising_error", "load_network"]
 
-_NETWORKS = {cls.__name__: cls for cls in (UNet, DiT, FNO, BandUNet)}
+NETWORKS = {cls.__name__: cls for cls in (UNet, DiT, FNO, BandUNet)}
 
 
 class EDMDenoiser(Denoiser):
@@ -86,6 +86,10 @@ class EDMDenoiser(Denoiser):
         self.net, self.sigma_data, self.mean, self.bf16 = net, float(sigma_data), float(mean), bf16
         self.preconditioning, self.divisor = preconditioning, net.divisor
         self.facts: dict[str, Any] = {}
+
+    @property
+    def origin(self) -> float:
+        return self.mean
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """D(x, sigma), given the condition if the network has one."""
@@ -165,11 +169,11 @@ def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = Fa
     def make(header: dict[str, Any], weights: dict[str, Tensor]) -> EDMDenoiser:
         limits = {name: header[name] for name in ("sigma_data", "sigma_min", "sigma_max")}
         kind = header.get("network", "UNet")
-        if kind not in _NETWORKS:
+        if kind not in NETWORKS:
             raise ValueError(f"no network is called {kind!r}")
         # files from before these options are of a U-Net about zero, preconditioned as in EDM
         options = {"mean": header.get("mean", 0.0), "preconditioning": header.get("preconditioning", "edm")}
-        denoiser = EDMDenoiser(_NETWORKS[kind](**header["architecture"]), **limits, **options, bf16=bf16)
+        denoiser = EDMDenoiser(NETWORKS[kind](**header["architecture"]), **limits, **options, bf16=bf16)
         denoiser.facts = dict(header["facts"])
         denoiser.net.load_state_dict(weights)
         return denoiser

@@ -1,18 +1,20 @@
 """A guidance and an integrator, on a grid of noise levels: one sampler for every pair.
 
-    x_0 = sigma_max z,    x_{k+1} = integrator.step(D_y, x_k, sigma_k, sigma_{k+1})
+    x_0 = c + sigma_max z,    x_{k+1} = integrator.step(D_y, x_k, sigma_k, sigma_{k+1})
 
-The exact x at sigma_max is x0 + sigma_max z. Leaving x0 out is an error O(prior variance / sigma_max^2) of the variance; of
-the mean, in standard deviations of the posterior, |posterior mean| / sigma_max for the deterministic integrators, and that
-times (standard deviation / sigma_max) for the ancestral one, which forgets its start.
+The exact x at sigma_max is x0 + sigma_max z. A number c, the prior's `origin`, in place of x0 is an error O(prior variance /
+sigma_max^2) of the variance; of the mean, in standard deviations of the posterior, |posterior mean - c| / sigma_max for the
+deterministic integrators, and that times (standard deviation / sigma_max) for the ancestral one, which forgets its start. The
+means are vectors: of images of N pixels that are brighter than c by b everywhere it is b sqrt(N) / sigma_max.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
@@ -44,9 +46,14 @@ def _levels(grid: Grid, steps: int, sigma_min: float, sigma_max: float) -> tuple
 
 
 def start(grid: Grid, steps: int, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-    """Pure noise of the highest level."""
-    sigma = levels(grid, steps, prior)[0]
-    return Level(0, sigma * streams.normal(0, problem.shape, "init", problem.y.real.dtype, problem.y.device), sigma)
+    """Pure noise of the highest level, about the origin of the prior."""
+    return pure_noise(levels(grid, steps, prior)[0], problem, prior.origin, streams)
+
+
+def pure_noise(sigma: float, problem: Problem, origin: float | Tensor, streams: Streams) -> Level:
+    """N(origin, sigma^2)."""
+    x = sigma * streams.normal(0, problem.shape, "init", problem.y.real.dtype, problem.y.device)
+    return Level(0, x + torch.as_tensor(origin, dtype=x.dtype, device=x.device), sigma)
 
 
 class ByGuidance(Sampler):
@@ -109,11 +116,11 @@ class Guided(ByGuidance):
         return f"Guided({type(self.guidance).__name__ if self.guidance else None}, {type(self.integrator).__name__})"
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        noise = start(self.grid, self.steps, problem, prior, streams)
         if self.start == "prior":
-            return noise
+            return start(self.grid, self.steps, problem, prior, streams)
         # one measurement, not yet one for each draw
-        return replace(noise, x=problem.operator.guess(problem.y) + noise.x)
+        guess = problem.operator.guess(problem.y)
+        return pure_noise(levels(self.grid, self.steps, prior)[0], problem, guess, streams)
 
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]

@@ -59,3 +59,20 @@ def test_without_noise_it_is_heun_and_the_highest_level_is_kept():
     assert torch.equal(Churn().step(low, x, SIGMA, 1.0, lambda: x), Heun().step(low, x, SIGMA, 1.0, lambda: x))
     with pytest.raises(ConfigError, match="share >= 0"):
         Churn(share=-1.0)
+
+
+def test_chains_start_about_the_centre_of_the_prior():
+    """A prior about 7.5 on 400 pixels, up to 20 standard deviations: the mean of a draw has no way of knowing it otherwise."""
+    from invdiff.core import Problem
+    from invdiff.priors import Affine, GaussianField, Matern
+    from invdiff.samplers import Guided
+
+    prior = Affine(GaussianField((1, 20, 20), Matern(1.5), std=1.0, length=6.0, sigma_max=10.0), shift=7.5)
+    plain = GaussianField((1, 20, 20), Matern(1.5), mean=7.5, std=1.0, length=6.0, sigma_max=10.0)
+    assert float(prior.origin) == plain.origin == 7.5
+    lost = type("Lost", (GaussianField,), {"origin": 0.0})((1, 20, 20), Matern(1.5), mean=7.5, length=6.0, sigma_max=10.0)
+    problem = Problem.unmeasured((1, 20, 20))
+    means = [float(Guided(steps=20)(problem, p, 64, seed=0).x.mean()) for p in (prior, lost)]
+    assert abs(means[0] - 7.5) < 0.4
+    # from pure noise about zero the same law is missed
+    assert means[1] < 6.8
