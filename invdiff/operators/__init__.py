@@ -21,8 +21,11 @@ from .restoration import (
     gaussian_kernel,
     random_inpainting,
 )
-from .sar import PhaseHistory
+from .sar import PhaseHistory, Radar
 from .sar_geometry import circular_track, form_image, ground, kept_pulses, resolution, spotlight, straight_track
+from .sar_modes import FourierAperture, PlaneWave, fourier_aperture, plane_wave
+from .sar_polar import polar_format
+from .sar_pulses import ChirpConvolution, VideoPhase, deskew, range_compress
 from .speckle_whitening import SpeckleSpectrum, whiten_spectrum
 from .speckled import Speckled, speckle_of
 from .wavelet import WaveletSynthesis, band_rms
@@ -33,6 +36,7 @@ __all__ = [
     "BlockCS",
     "Blur",
     "CartesianMRI",
+    "ChirpConvolution",
     "Clip",
     "ConeBeamCT",
     "DenseCS",
@@ -40,15 +44,19 @@ __all__ = [
     "Every",
     "Exponential",
     "FanBeamCT",
+    "FourierAperture",
     "Identity",
     "Mask",
     "ParallelBeamCT",
     "PermutedCS",
     "PhaseHistory",
+    "PlaneWave",
+    "Radar",
     "Regrid",
     "SpeckleSpectrum",
     "Speckled",
     "Step",
+    "VideoPhase",
     "WaveletSynthesis",
     "band_rms",
     "birdcage_maps",
@@ -56,20 +64,25 @@ __all__ = [
     "box_mask",
     "cartesian_mri",
     "circular_track",
+    "deskew",
     "equispaced_columns",
     "fft2c",
     "form_image",
+    "fourier_aperture",
     "gaussian_blur",
     "gaussian_kernel",
     "ground",
     "ifft2c",
     "kept_pulses",
     "pde",
+    "plane_wave",
+    "polar_format",
     "radial_nufft",
     "radial_points",
     "random_columns",
     "random_inpainting",
     "random_mask",
+    "range_compress",
     "resolution",
     "speckle_of",
     "spotlight",

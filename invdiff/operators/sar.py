@@ -29,13 +29,45 @@ from ..core.operator import LinearOperator
 from .constants import Constants
 from .sar_cells import SPEED_OF_LIGHT, Cells, Series, Tables, cells_for, gather, scatter, terms
 
-__all__ = ["PhaseHistory"]
+__all__ = ["PhaseHistory", "Radar", "check_geometry", "spacing"]
 
+# images of single points that are projected at once
+AT_ONCE = 16
 # elements of a block of pulses and points: larger ones fall out of the processor's cache
 BLOCK = 1 << 16
 
 
-class PhaseHistory(LinearOperator):
+class Radar(LinearOperator):
+    """Maps of a scene's reflectivity to the phase history of a track: what image formation and autofocus ask of each.
+
+    Attributes:
+        positions: phase centres, (P, 3) or (P, A, 3), m. frequencies: (P, K), Hz. points: of the image, (H, W, 3), m. sign: s.
+
+    Shapes: reflectivity (B, 1, H, W) complex -> phase history (B, 1, P, K) complex, zero where not measured.
+    """
+
+    positions: Tensor
+    frequencies: Tensor
+    points: Tensor
+    sign: Literal[-1, 1]
+
+    @torch.no_grad()
+    def histories(self, y: Tensor, pixels: Tensor) -> Tensor:
+        """What each pulse says of some points r: sum_k conj(A e_r)[p, k] y[p, k], (n, P), without a gradient.
+
+        Args:
+            y: one phase history, (1, P, K).
+            pixels: indices of the points in the image, row by row, (n,).
+        """
+        parts = []
+        for some in pixels.split(AT_ONCE):
+            points = y.new_zeros(len(some), self.in_shape[1] * self.in_shape[2])
+            points[torch.arange(len(some), device=y.device), some] = 1.0
+            parts.append((self(points.view(-1, *self.in_shape)).conj() * y).sum((1, 3)))
+        return torch.cat(parts)
+
+
+class PhaseHistory(Radar):
     """Deramped pulses of a spotlight, stripmap or circular track, monostatic or bistatic, of a scene of any relief.
 
     Args:
@@ -52,14 +84,16 @@ class PhaseHistory(LinearOperator):
 
     Shapes: reflectivity (B, 1, H, W) complex -> phase history (B, 1, P, K) complex, zero where not measured.
 
+    Attributes:
+        reference: R_p, (P,), m. frequencies: (P, K), Hz. rows: indices of the pulses of which something is measured.
+
     Raises:
-        ShapeError: shapes disagree. ConfigError: the sign, the accuracy, or frequencies that are not equally spaced.
+        ShapeError: shapes disagree. ConfigError: the sign, the accuracy, frequencies that are not equally spaced, a mask that
+            keeps nothing, or values that are not finite.
     """
 
-    positions: Tensor
     phases: Tensor
-    points: Tensor
-    frequencies: Tensor
+    reference: Tensor
     rows: Tensor
 
     def __init__(
@@ -75,36 +109,20 @@ class PhaseHistory(LinearOperator):
         accuracy: float = 1e-5,
         memory: int = 1 << 30,
     ) -> None:
-        if positions.ndim not in (2, 3) or positions.shape[-1] != 3 or positions.dtype != torch.float64:
-            raise ShapeError(
-                "PhaseHistory: expected positions (P, 3) or (P, A, 3) float64, as ranges are needed to parts of a wavelength, "
-                f"got {tuple(positions.shape)} {str(positions.dtype)[6:]}"
-            )
-        pulses, k = len(positions), frequencies.shape[-1] if frequencies.ndim else 0
-        if points.ndim != 3 or points.shape[-1] != 3:
-            raise ShapeError(f"PhaseHistory: expected points (H, W, 3), got {tuple(points.shape)}")
-        for name, given, shape in (("reference", reference, (pulses,)), ("phases", phases, (pulses,))):
-            if given is not None and given.shape != shape:
-                raise ShapeError(f"PhaseHistory: expected {name} of shape {shape}, got {tuple(given.shape)}")
-        if frequencies.shape not in ((k,), (pulses, k)) or k < 2:
-            raise ShapeError(
-                f"PhaseHistory: expected frequencies (K,) or ({pulses}, K), two or more, got {tuple(frequencies.shape)}"
-            )
-        if sign not in (-1, 1) or not 1e-9 <= accuracy <= 1e-2:
-            raise ConfigError(f"PhaseHistory: expected sign -1 or 1 and accuracy from 1e-9 to 1e-2, got {sign} and {accuracy}")
+        fixed, measured = check_geometry("PhaseHistory", positions, frequencies, sign, reference, phases, mask)
+        if points.ndim != 3 or points.shape[-1] != 3 or not points.numel():
+            raise ShapeError(f"PhaseHistory: expected points (H, W, 3), one or more, got {tuple(points.shape)}")
+        _finite("PhaseHistory", points=points)
+        if not 1e-9 <= accuracy <= 1e-2:
+            raise ConfigError(f"PhaseHistory: expected an accuracy from 1e-9 to 1e-2, got {accuracy}")
+        pulses, k = len(positions), frequencies.shape[-1]
         super().__init__((1, *points.shape[:2]), (1, pulses, k), in_complex=True, out_complex=True)
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape not in ((pulses,), (pulses, k), (1, k)):
-                raise ShapeError(
-                    f"PhaseHistory: expected a boolean mask ({pulses},), ({pulses}, {k}) or (1, {k}), "
-                    f"got {tuple(mask.shape)} {str(mask.dtype)[6:]}"
-                )
-            self.measured = (mask[:, None] if mask.ndim == 1 else mask).expand(pulses, k)[None].clone()
-        self.sign, self.terms, self.memory = int(sign), terms(accuracy), memory
+        self.measured = None if measured is None else measured[None]
+        self.sign, self.terms, self.memory = sign, terms(accuracy), memory
         self.cells = cells_for(k)
-        middle, step = (t.expand(pulses, 1) for t in _spacing(frequencies.double()))
+        middle, step = (t.expand(pulses, 1) for t in spacing("PhaseHistory", frequencies))
         # pulses of which nothing is measured are not computed
-        rows = torch.arange(pulses) if mask is None else self.measured[0].any(1).nonzero()[:, 0]
+        rows = torch.arange(pulses) if measured is None else measured.any(1).nonzero()[:, 0]
         if not len(rows):
             raise ConfigError("PhaseHistory: expected a mask that keeps something, got one that is False everywhere")
         self.register_buffer("rows", rows, persistent=False)
@@ -113,7 +131,7 @@ class PhaseHistory(LinearOperator):
         _keep(self, "phases", torch.zeros(pulses, dtype=torch.float64) if phases is None else phases)
         self.register_buffer("points", points.detach().double(), persistent=False)
         # the range that the data were deramped to, which an error of the positions does not change
-        fixed = nominal.mean(1).norm(dim=-1) if reference is None else reference.detach().double()
+        self.register_buffer("reference", fixed, persistent=False)
         flat = self.points.reshape(-1, 3).mT.contiguous()
         fixed_by = (nominal[rows], fixed[rows], flat, middle[rows], step[rows])
         self.tables = Constants(Tables(self.sign, self.cells), *fixed_by)
@@ -125,6 +143,15 @@ class PhaseHistory(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return _Image.apply(self._turned(y, -1), self.positions, self)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def histories(self, y: Tensor, pixels: Tensor) -> Tensor:
+        turned, (series,) = self._turned(y, -1), self.series(y)
+        out = y.new_zeros(len(pixels), self.out_shape[1])
+        for first, last, cells in self.blocks(y):
+            rows, seen = self.rows[first:last], Cells(*(t[:, pixels] for t in cells))
+            out[:, rows] = gather(turned[:, rows], seen, series, n=self.cells, sign=self.sign)[0].mT
+        return out
 
     def blocks(self, like: Tensor) -> Iterator[tuple[int, int, Cells]]:
         """First and last, in `rows`, of each block of pulses, and its cells, in the precision and on the device of `like`."""
@@ -149,8 +176,8 @@ class PhaseHistory(LinearOperator):
         return Cells(*self.tables.derive(q[first:last], reference[first:last], points, *rows, dtype=like.real.dtype))
 
     def _turned(self, y: Tensor, direction: int) -> Tensor:
-        turn = self.phases.to(device=y.device, dtype=y.real.dtype)[:, None] * direction
-        factor = torch.polar(torch.ones_like(turn), turn)
+        turn = self.phases.to(y.device)[:, None] * direction
+        factor = torch.polar(torch.ones_like(turn), turn).to(y)
         return y * factor if self.measured is None else y * (factor * self.measured)
 
 
@@ -168,7 +195,7 @@ class _Pulses(torch.autograd.Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         moved = None if x is None else position_gradient(ctx.operator, x, v)
-        return backproject(ctx.operator, v), moved, None
+        return backproject(ctx.operator, v) if ctx.needs_input_grad[0] else None, moved, None
 
 
 class _Image(torch.autograd.Function):
@@ -186,7 +213,7 @@ class _Image(torch.autograd.Function):
         (y,) = ctx.saved_tensors
         # <g, A^H y> = <A g, y>
         moved = None if y is None else position_gradient(ctx.operator, g, y)
-        return project(ctx.operator, g), moved, None
+        return project(ctx.operator, g) if ctx.needs_input_grad[0] else None, moved, None
 
 
 def project(operator: PhaseHistory, x: Tensor) -> Tensor:
@@ -229,9 +256,45 @@ def _images(operator: PhaseHistory, y: Tensor) -> Iterator[tuple[int, int, Tenso
         yield first, last, gather(part, cells, series, n=operator.cells, sign=operator.sign)
 
 
-def _spacing(frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """The middle frequency and the step of each pulse, (P, 1) or (1, 1)."""
-    f = frequencies.reshape(-1, frequencies.shape[-1])
+def check_geometry(
+    owner: str,
+    positions: Tensor,
+    frequencies: Tensor,
+    sign: int,
+    reference: Tensor | None,
+    phases: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The reference ranges, (P,), and what is measured, (P, K) boolean, None for everything, of arguments as `PhaseHistory`'s.
+
+    Raises:
+        ShapeError, ConfigError: as for `PhaseHistory`.
+    """
+    if positions.ndim not in (2, 3) or positions.shape[-1] != 3 or not positions.numel() or positions.dtype != torch.float64:
+        raise ShapeError(
+            f"{owner}: expected positions (P, 3) or (P, A, 3) float64, as ranges are needed to parts of a wavelength, "
+            f"got {tuple(positions.shape)} {str(positions.dtype)[6:]}"
+        )
+    pulses, k = len(positions), frequencies.shape[-1] if frequencies.ndim else 0
+    if frequencies.shape not in ((k,), (pulses, k)) or k < 2:
+        raise ShapeError(f"{owner}: expected frequencies (K,) or ({pulses}, K), two or more, got {tuple(frequencies.shape)}")
+    for name, given in (("reference", reference), ("phases", phases)):
+        if given is not None and given.shape != (pulses,):
+            raise ShapeError(f"{owner}: expected {name} of shape ({pulses},), got {tuple(given.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape not in ((pulses,), (pulses, k), (1, k))):
+        found = f"{tuple(mask.shape)} {str(mask.dtype)[6:]}"
+        raise ShapeError(f"{owner}: expected a boolean mask ({pulses},), ({pulses}, {k}) or (1, {k}), got {found}")
+    _finite(owner, positions=positions, frequencies=frequencies, reference=reference, phases=phases)
+    if sign not in (-1, 1):
+        raise ConfigError(f"{owner}: expected sign -1 or 1, got {sign}")
+    q = positions.detach().reshape(pulses, -1, 3)
+    fixed = q.mean(1).norm(dim=-1) if reference is None else reference.detach().double().clone()
+    return fixed, None if mask is None else (mask[:, None] if mask.ndim == 1 else mask).expand(pulses, k).clone()
+
+
+def spacing(owner: str, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """The middle frequency and the step of each pulse, (P, 1) or (1, 1), of equally spaced frequencies (P, K) or (K,)."""
+    f = frequencies.detach().double().reshape(-1, frequencies.shape[-1])
     k = f.shape[-1]
     step = (f[:, -1:] - f[:, :1]) / (k - 1)
     middle = f[:, :1] + step * (k // 2)
@@ -239,14 +302,20 @@ def _spacing(frequencies: Tensor) -> tuple[Tensor, Tensor]:
     # a hundredth of a step turns the edge of the unambiguous swath by 3.6 degrees
     if not float(step.min()) > 0.0 or uneven > 0.01 * float(step.min()):
         raise ConfigError(
-            f"PhaseHistory: expected rising, equally spaced frequencies, got ones {uneven:.3g} Hz off steps of "
+            f"{owner}: expected rising, equally spaced frequencies, got ones {uneven:.3g} Hz off steps of "
             f"{float(step.min()):.6g} Hz: interpolate them"
         )
     return middle, step
+
+
+def _finite(owner: str, **values: Tensor | None) -> None:
+    for name, value in values.items():
+        if value is not None and not bool(value.isfinite().all()):
+            raise ConfigError(f"{owner}: expected finite {name}, got {int((~value.isfinite()).sum())} values that are not")
 
 
 def _keep(module: nn.Module, name: str, value: Tensor) -> None:
     if isinstance(value, nn.Parameter):
         module.register_parameter(name, value)
     else:
-        module.register_buffer(name, value, persistent=False)
+        module.register_buffer(name, value.detach().clone(), persistent=False)

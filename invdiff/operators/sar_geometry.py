@@ -20,10 +20,20 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, ShapeError
 from ..core.rng import Streams
-from .sar import PhaseHistory
+from .sar import PhaseHistory, Radar
 from .sar_cells import SPEED_OF_LIGHT
 
-__all__ = ["circular_track", "form_image", "ground", "kept_pulses", "resolution", "spotlight", "straight_track", "taylor"]
+__all__ = [
+    "circular_track",
+    "form_image",
+    "ground",
+    "image_weights",
+    "kept_pulses",
+    "resolution",
+    "spotlight",
+    "straight_track",
+    "taylor",
+]
 
 
 def ground(
@@ -160,15 +170,25 @@ def taylor(n: int, *, sidelobes: float = 35.0, constant: int = 4) -> Tensor:
     return window / window.mean()
 
 
-def form_image(operator: PhaseHistory, y: Tensor, *, window: Literal["none", "taylor"] = "taylor") -> Tensor:
-    """The back-projected image of phase history (B, 1, P, K), (B, 1, H, W); a lone point keeps its reflectivity."""
+def form_image(operator: Radar, y: Tensor, *, window: Literal["none", "taylor"] = "taylor") -> Tensor:
+    """The back-projected image of phase history (B, 1, P, K), (B, 1, H, W); a lone point keeps its reflectivity.
+
+    Args:
+        operator: the exact model, or a mode of it.
+        window: over the pulses and over the frequencies.
+    """
     if window not in ("none", "taylor"):
         raise ConfigError(f'form_image: expected window "none" or "taylor", got {window!r}')
-    weights = operator.frequencies.expand(operator.out_shape[1:]).clone()
+    return operator.adjoint(y * image_weights(operator, window=window).to(device=y.device, dtype=y.real.dtype))
+
+
+def image_weights(operator: Radar, *, window: Literal["none", "taylor"] = "taylor") -> Tensor:
+    """W / sum W of `form_image`, (P, K), float64; zero where nothing is measured."""
+    weights = operator.frequencies.double().expand(operator.out_shape[1:]).clone()
     if window == "taylor":
         weights *= taylor(weights.shape[0])[:, None].to(weights) * taylor(weights.shape[1]).to(weights)
-    measured = weights if operator.measured is None else weights * operator.measured[0]
-    return operator.adjoint(y * (weights / measured.sum()).to(y.real))
+    weights = weights if operator.measured is None else weights * operator.measured[0]
+    return weights / weights.sum()
 
 
 def _middle(n: int, share: float) -> slice:

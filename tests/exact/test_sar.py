@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from invdiff.core import ConfigError, ShapeError, Streams, dot
-from invdiff.operators.sar import PhaseHistory
+from invdiff.operators.sar import PhaseHistory, Radar
 from invdiff.operators.sar_cells import SPEED_OF_LIGHT, terms
 from invdiff.operators.sar_geometry import (
     circular_track,
@@ -268,6 +268,8 @@ def test_wrong_arguments_are_named():
         ({"mask": torch.ones(3, dtype=torch.bool)}, "mask"),
         ({"mask": torch.ones(PULSES)}, "mask"),
         ({"frequencies": torch.ones(PULSES + 1, BAND)}, "frequencies"),
+        ({"positions": q[:0]}, "positions"),
+        ({"points": points[:0]}, "points"),
     ):
         with pytest.raises(ShapeError, match=message):
             make(**options)
@@ -276,9 +278,33 @@ def test_wrong_arguments_are_named():
         ({"accuracy": 1.0}, "accuracy"),
         ({"frequencies": f.flip(0)}, "rising"),
         ({"frequencies": f + (torch.arange(BAND) == 3) * 1e6}, "equally spaced"),
+        ({"frequencies": f.masked_fill(torch.arange(BAND) == 3, math.nan)}, "finite frequencies"),
+        ({"points": points.masked_fill(points == points[1, 1, 2], math.nan)}, "finite points, got 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             make(**options)
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+@pytest.mark.parametrize(("dtype", "bar"), [(C128, 1e-12), (torch.complex64, 1e-5)])
+def test_what_each_pulse_says_of_a_point(dtype, bar, memory):
+    """Against forward calls for each of the points; phases, a mask, more points than are projected at once."""
+    phases, mask = field((PULSES,), "phases").real[0], kept_pulses(PULSES, BAND, pattern="random", share=0.6)
+    a = PhaseHistory(track(), band(), hills(), sign=1, phases=phases, mask=mask & (torch.arange(BAND) > 4), memory=memory)
+    y, pixels = field((1, PULSES, BAND), "y", dtype=dtype)[0], torch.arange(107, 0, -5)
+    found = a.histories(y, pixels)
+    assert found.shape == (22, PULSES) and found.dtype == dtype
+    assert apart(found, Radar.histories(a, y, pixels)) < bar
+    assert apart(found.sum(1), a.adjoint(y[None]).flatten()[pixels]) < bar
+    assert not found[:, ~mask.any(1)].any()
+
+
+def test_phases_of_many_turns_in_single_precision():
+    """Turned in their own precision: 1e5 rad are known to 4e-3 in float32."""
+    phases = 1e5 + field((PULSES,), "phases").real[0]
+    a, bare = (PhaseHistory(track(), band(), hills(), sign=-1, phases=p) for p in (phases, None))
+    x = field((1, 9, 12), dtype=torch.complex64)
+    assert apart(a(x).to(C128), bare(x).to(C128) * torch.exp(1j * phases)[:, None]) < 1e-6
 
 
 def test_pulses_that_are_not_measured_are_left_out_exactly():
