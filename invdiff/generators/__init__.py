@@ -13,6 +13,7 @@ sources     such sets as training sources, drawn or stored
 from .burgers import BurgersControl
 from .fields import DarcyFlow, SourceFields
 from .flows import BurgersFlow, KolmogorovFlow, NavierStokesPairs
+from .land_cover import LandCover
 from .scatterers import Scatterers
 from .smoke import SmokeControl
 from .sources import Drawn, Generator, Stored
@@ -26,6 +27,7 @@ __all__ = [
     "Drawn",
     "Generator",
     "KolmogorovFlow",
+    "LandCover",
     "NavierStokesPairs",
     "Scatterers",
     "SmokeControl",
