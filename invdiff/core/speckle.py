@@ -34,7 +34,16 @@ from .errors import CapabilityError, ConfigError, DataError, NumericalError, Sha
 from .noise import Gaussian, Noise
 from .rng import Streams
 
-__all__ = ["Amplitude", "Intensity", "LogIntensity", "SingleLook", "effective_looks", "log_bias", "log_variance"]
+__all__ = [
+    "Amplitude",
+    "Intensity",
+    "LogIntensity",
+    "SingleLook",
+    "effective_looks",
+    "log_bias",
+    "log_variance",
+    "looks_of_log_variance",
+]
 
 
 def _check_looks(owner: str, looks: float) -> None:
@@ -73,8 +82,8 @@ def log_variance(looks: float) -> float:
     return value + 1.0 / x + 0.5 / x**2 + sum(b / x ** (2 * k + 3) for k, b in enumerate(bernoulli))
 
 
-def _looks_of_log_variance(variance: float) -> float:
-    """The L with psi_1(L) = variance."""
+def looks_of_log_variance(variance: float) -> float:
+    """The number of looks L with psi_1(L) = variance, positive."""
     looks = 0.5 + 1.0 / variance
     for _ in range(50):
         trigamma = log_variance(looks)
@@ -140,7 +149,7 @@ def effective_looks(
         """Of log(spread) in blocks of the L that `value` belongs to."""
         if method == "moments":
             return math.sqrt(2.0 * (1.0 + value) / n)
-        return math.sqrt((_polygamma(3, _looks_of_log_variance(value)) / value**2 + 2.0 * n / (n - 1)) / n)
+        return math.sqrt((_polygamma(3, looks_of_log_variance(value)) / value**2 + 2.0 * n / (n - 1)) / n)
 
     # the widths of some of the values stand for those of all, which change slowly
     logs, knots = values.log(), torch.linspace(0, len(values) - 1, min(len(values), 64)).round().long()
@@ -156,7 +165,7 @@ def effective_looks(
         if abs(new - centre) <= 1e-12 * centre:
             break
         centre = new
-    return 1.0 / centre - 1.0 / n if method == "moments" else _looks_of_log_variance(centre)
+    return 1.0 / centre - 1.0 / n if method == "moments" else looks_of_log_variance(centre)
 
 
 class _Speckle(Noise):

@@ -18,7 +18,7 @@ round a finite collection would else show some of its items at low noise only, a
 An autoencoder is trained by the same loop, on the negative evidence bound of `priors.autoencoder` per pixel, times
 2 s^2 / sigma_d^2: about 1 at the start, and the relative squared error later. The noise of its latents is a part of the item's.
 A reconstruction network is trained end to end, see `unrolled`, a regression network on its relative error, see
-`priors.regression`.
+`priors.regression`, a despeckling network on the part of the speckled image that it has not seen, see `priors.despeckler`.
 
 References: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
 arXiv:2206.00364, Table 1. Lipman, Chen, Ben-Hamu, Nickel, Le, Flow matching for generative modeling, 2023, arXiv:2210.02747.
@@ -38,6 +38,7 @@ from ..core.errors import ConfigError
 from ..core.memory import Memory
 from ..core.rng import Streams
 from ..priors.autoencoder import Autoencoder
+from ..priors.despeckler import Despeckler
 from ..priors.network import EDMDenoiser
 from ..priors.regression import Regression
 from .settings import Training
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "item_losses", "noise_levels", "weight"]
 
-Model = EDMDenoiser | Autoencoder | EndToEnd | Regression
+Model = EDMDenoiser | Autoencoder | EndToEnd | Regression | Despeckler
 
 
 def noise_levels(training: Training, denoiser: Model, step: int, count: int) -> Tensor:
@@ -81,6 +82,8 @@ def item_losses(model: Model, batch: Batch, *, objective: str = "edm", memory: s
     clean, noisy, sigma, condition = batch[:4]
     if isinstance(model, EndToEnd):
         return model.losses(clean, batch.step, batch.streams, memory)
+    if isinstance(model, Despeckler):
+        return model.losses(clean, batch.streams)
     if isinstance(model, Regression):
         if condition is None or "concat" not in condition:
             raise ConfigError("fit: a regression network needs a source of (field, {concat: what is told})")

@@ -4,8 +4,9 @@
 
     x | v, y    complex Gaussian, exactly: x = R^{1/2} z,  z = z0 + (B^H B + I)^-1 B^H (w y - B z0 - n0),
                 B = w A R^{1/2},  w = 1 / (sigma sqrt 2),  z0, n0 ~ CN(0, I),  by conjugate gradients
-    v | x, u    log-concave in every pixel, exactly: by the tangent of f = -v - |x|^2 e^-v at the mode, N(mode, rho^2) is an
-                envelope, from which draws are accepted with probability exp(f(v) - f(mode) - f'(mode)(v - mode))
+    v | x, u    log-concave in every pixel, exactly: by the tangent of f = -L (v + |x|^2 e^-v) at the mode (here L = 1 look),
+                N(mode, rho^2) is an envelope, from which draws mode + d are accepted with probability
+                exp(f(v) - f(mode) - f'(mode) d) = exp(-c (e^-d - 1 + d)),  c = L |x|^2 e^-mode
     u | v       the prior's own posterior at noise level rho, by the reverse diffusion from rho to 0
     phi | x, y  errors of phase of the pulses, where asked for: von Mises about arg <A x, y>, concentration |<A x, y>| / sigma^2
 
@@ -37,7 +38,17 @@ from ..operators.speckled import Speckled, speckle_of
 from ..priors.speckled import SpeckledPrior
 from .integrators import Churn, Integrator
 
-__all__ = ["Chain", "SplitGibbs", "draw_image", "draw_log_reflectivity"]
+__all__ = [
+    "Chain",
+    "SplitGibbs",
+    "Splitting",
+    "draw_image",
+    "draw_log_reflectivity",
+    "first_level",
+    "hierarchical",
+    "log_intensity",
+    "require_levels",
+]
 
 
 @dataclass(frozen=True)
@@ -51,40 +62,29 @@ class Chain(State):
 
 
 @dataclass(frozen=True)
-class SplitGibbs(Sampler):
-    """Draws of a complex image and its log-reflectivity.
+class Splitting(Sampler):
+    """Base of the samplers in which a log-reflectivity u, the prior's, is coupled to a copy v of it, the data's.
 
     Args:
         steps: sweeps.
-        first, last: rho, in units of u: a factor of e^rho in reflectivity.
+        first, last: rho at the start, and from the middle on, in the units of the subclass.
         inner: levels of the reverse diffusion from rho to the prior's lowest.
-        cg_steps: at most, in the draw of the image; it stops at a relative residual of 1e-4. What is left of it is recorded of
-            each sweep, `info[k]["residual"]`: above some 1e-2 the draws of the image are not those of its conditional.
-        autofocus: draw the errors of phase of the measurement's rows, (1, P, K), too; `info[-1]["phases"]` has those of the
-            draws of the first batch, rad, (B, P). What they share with a global phase and a shift of the image remains unknown.
         integrator: of the reverse diffusion; deterministic ones do not draw, the ancestral one loses variance in each sweep.
 
     Raises:
         ConfigError: an argument is out of its range.
-        CapabilityError: the operator is not linear on a `Speckled` image, the prior no `SpeckledPrior`, the noise not Gaussian,
-            or the prior is not defined at rho.
     """
 
-    state_class: ClassVar[type[State]] = Chain
-    needs: ClassVar[frozenset[str]] = frozenset({"forward"})
     steps: int = 80
     first: float = 2.0
     last: float = 0.2
     inner: int = 5
-    cg_steps: int = 40
-    autofocus: bool = False
     integrator: Integrator = field(default_factory=Churn)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.last <= self.first < math.inf or self.inner < 1 or self.cg_steps < 1:
+        if not 0.0 < self.last <= self.first < math.inf or self.inner < 1:
             raise ConfigError(
-                "SplitGibbs: expected 0 < last <= first, inner >= 1 and cg_steps >= 1, "
-                f"got {self.last}, {self.first}, {self.inner} and {self.cg_steps}"
+                f"{self.name}: expected 0 < last <= first and inner >= 1, got {self.last}, {self.first} and {self.inner}"
             )
 
     @property
@@ -94,37 +94,6 @@ class SplitGibbs(Sampler):
             f"Split Gibbs draws are the ends of chains of {self.steps} sweeps with a coupling of {self.last:g}: of the "
             "posterior in the limit of many sweeps and of a coupling of zero.",
         )
-
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Chain:
-        a, _ = _parts(problem, prior)
-        if self.autofocus and len(a.out_shape) != 3:
-            raise CapabilityError(f"SplitGibbs: autofocus needs a measurement (1, P, K), got {a.out_shape}")
-        if not prior.sigma_min <= self.last <= self.first <= prior.sigma_max:
-            raise CapabilityError(
-                f"SplitGibbs: the prior is defined for noise of {prior.sigma_min:g} to {prior.sigma_max:g}, rho goes from "
-                f"{self.first:g} to {self.last:g}"
-            )
-        # the reflectivity of an image with the energy of A^H y, everywhere
-        back = a.adjoint(problem.y)
-        gain = a(back).abs().square().sum() / back.abs().square().sum().clamp_min(torch.finfo(back.real.dtype).tiny)
-        level = float((back / gain).abs().square().mean().clamp_min(1e-30).log())
-        u = problem.y.real.new_full((len(streams.draws), 1, *problem.shape[1:]), level)
-        phases = u.new_zeros(len(u), a.out_shape[-2] if self.autofocus else 0)
-        return Chain(0, torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1), u, phases, self.first, 0.0)
-
-    def step(self, problem: Problem, prior: Denoiser, state: Chain, streams: Streams) -> Chain:  # type: ignore[override]
-        a, reflectivity = _parts(problem, prior)
-        sigma, k, rho = require_gaussian(problem, "SplitGibbs"), state.step, self._rho(state.step)
-        turn = torch.polar(torch.ones_like(state.phases), -state.phases)[:, None, :, None] if self.autofocus else 1.0
-        image, residual = draw_image(a, problem.y * turn, sigma, state.v, streams, k, self.cg_steps)
-        phases = self._phases(a(image), problem.y, sigma, streams, k) if self.autofocus else state.phases
-        v = draw_log_reflectivity(image, state.x[:, :1], rho, streams, k)
-        u = self._denoised(reflectivity, v, rho, streams, k)
-        return Chain(k + 1, speckle_of(u, image), v, phases, rho, residual)
-
-    def describe(self, state: Chain) -> dict[str, Any]:  # type: ignore[override]
-        facts: dict[str, Any] = {"rho": state.rho, "residual": state.residual}
-        return facts | {"phases": state.phases.tolist()} if self.autofocus and state.step == self.steps else facts
 
     def _rho(self, step: int) -> float:
         part = min(1.0, step / max(1, (self.steps - 1) // 2))
@@ -142,6 +111,57 @@ class SplitGibbs(Sampler):
 
             x = self.integrator.step(prior, x, now, then, noise)
         return x
+
+
+@dataclass(frozen=True)
+class SplitGibbs(Splitting):
+    """Draws of a complex image and its log-reflectivity; rho is in units of u: a factor of e^rho in reflectivity.
+
+    Args:
+        steps, first, last, inner, integrator: see `Splitting`.
+        cg_steps: at most, in the draw of the image; it stops at a relative residual of 1e-4. What is left of it is recorded of
+            each sweep, `info[k]["residual"]`: above some 1e-2 the draws of the image are not those of its conditional.
+        autofocus: draw the errors of phase of the measurement's rows, (1, P, K), too; `info[-1]["phases"]` has those of the
+            draws of the first batch, rad, (B, P). What they share with a global phase and a shift of the image remains unknown.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        CapabilityError: the operator is not linear on a `Speckled` image, the prior no `SpeckledPrior`, the noise not Gaussian,
+            or the prior is not defined at rho.
+    """
+
+    state_class: ClassVar[type[State]] = Chain
+    needs: ClassVar[frozenset[str]] = frozenset({"forward"})
+    cg_steps: int = 40
+    autofocus: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cg_steps < 1:
+            raise ConfigError(f"SplitGibbs: expected cg_steps >= 1, got {self.cg_steps}")
+
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Chain:
+        a, own = hierarchical(problem, prior, self.name)
+        if self.autofocus and len(a.out_shape) != 3:
+            raise CapabilityError(f"SplitGibbs: autofocus needs a measurement (1, P, K), got {a.out_shape}")
+        require_levels(own, self.first, self.last, self.name)
+        u = problem.y.real.new_zeros(len(streams.draws), 1, *problem.shape[1:]) + first_level(a, problem.y, own)
+        phases = u.new_zeros(len(u), a.out_shape[-2] if self.autofocus else 0)
+        return Chain(0, torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1), u, phases, self.first, 0.0)
+
+    def step(self, problem: Problem, prior: Denoiser, state: Chain, streams: Streams) -> Chain:  # type: ignore[override]
+        a, reflectivity = hierarchical(problem, prior, self.name)
+        sigma, k, rho = require_gaussian(problem, "SplitGibbs"), state.step, self._rho(state.step)
+        turn = torch.polar(torch.ones_like(state.phases), -state.phases)[:, None, :, None] if self.autofocus else 1.0
+        image, residual = draw_image(a, problem.y * turn, sigma, state.v, streams, k, self.cg_steps)
+        phases = self._phases(a(image), problem.y, sigma, streams, k) if self.autofocus else state.phases
+        v = draw_log_reflectivity(log_intensity(image), state.x[:, :1], rho, streams, k)
+        u = self._denoised(reflectivity, v, rho, streams, k)
+        return Chain(k + 1, speckle_of(u, image), v, phases, rho, residual)
+
+    def describe(self, state: Chain) -> dict[str, Any]:  # type: ignore[override]
+        facts: dict[str, Any] = {"rho": state.rho, "residual": state.residual}
+        return facts | {"phases": state.phases.tolist()} if self.autofocus and state.step == self.steps else facts
 
     @staticmethod
     def _phases(clean: Tensor, y: Tensor, sigma: Tensor, streams: Streams, k: int) -> Tensor:
@@ -182,38 +202,80 @@ def draw_image(
     return scale * (z + solved.x), float(solved.residual.max())
 
 
-def draw_log_reflectivity(image: Tensor, u: Tensor, rho: float, streams: Streams, step: int) -> Tensor:
-    """v | x, u of density exp(-v - |x|^2 e^-v) N(v; u, rho^2), by exact rejection.
+def log_intensity(image: Tensor) -> Tensor:
+    """log |x|^2 of a complex image, real; a pixel of value zero, which has none, gets that of the smallest normal number."""
+    return image.abs().square().clamp_min(torch.finfo(image.real.dtype).tiny).log()
+
+
+def draw_log_reflectivity(z: Tensor, u: Tensor, rho: float, streams: Streams, step: int, looks: float = 1.0) -> Tensor:
+    """v | z, u of density exp(-L (v + e^(z - v))) N(v; u, rho^2), by exact rejection.
+
+    Where u and z agree the share of proposals that are taken is about (1 + L rho^2)^(-1/2).
+
+    Args:
+        z: log-intensity of L looks, broadcasts against u.
+        u: the other copy of the log-reflectivity, (B, *shape), a stream for each item.
 
     Raises:
-        NumericalError: a thousand proposals were refused somewhere.
+        NumericalError: z or u is not finite, or a thousand proposals were refused somewhere.
     """
-    # a pixel of value zero has no logarithm, and no upper bound of its likelihood but the prior's
-    z = image.abs().square().clamp_min(torch.finfo(u.dtype).tiny).log()
-    mode = prox_log(u, z, looks=1.0, step=rho**2)
-    slope = (z - mode).exp() - 1.0
+    mode = prox_log(u, z, looks=looks, step=rho**2)
+    weight = looks * (z - mode).exp()
+    if bad := int((~weight.isfinite()).sum()):
+        raise NumericalError(f"draw_log_reflectivity: z or u is not finite in {bad} of {weight.numel()} pixels")
     v, waiting = mode, torch.ones_like(mode, dtype=torch.bool)
     for trial in range(1000):
         apart = rho * streams.normal(step, u.shape[1:], f"v{trial}", u.dtype, u.device)
-        # f(v) - f(mode) - f'(mode) (v - mode), with f = -v - e^(z - v)
-        chance = -(slope + 1.0) * torch.expm1(-apart) - apart - slope * apart
+        chance = -weight * (torch.expm1(-apart) + apart)
         taken = waiting & (streams.uniform(step, u.shape[1:], f"w{trial}", u.dtype, u.device).log() < chance)
         v, waiting = torch.where(taken, mode + apart, v), waiting & ~taken
         if not bool(waiting.any()):
             return v
-    raise NumericalError(f"SplitGibbs: a thousand proposals were refused in {int(waiting.sum())} pixels: take a smaller rho")
+    raise NumericalError(
+        f"draw_log_reflectivity: a thousand proposals were refused in {int(waiting.sum())} pixels of {looks:g} looks: take a "
+        f"smaller rho than {rho:g}"
+    )
 
 
-def _parts(problem: Problem, prior: Denoiser) -> tuple[LinearOperator, Denoiser]:
-    """A on complex images, and the prior of u."""
+def first_level(a: LinearOperator, y: Tensor, prior: Denoiser) -> float | Tensor:
+    """Where u starts, everywhere: the logarithm of the mean intensity of A^H y over its gain |A A^H y|^2 / |A^H y|^2.
+
+    Where A^H y is zero it says nothing about the level, and u starts at the prior's origin.
+    """
+    back = a.adjoint(y)
+    energy, image = (x.abs().double().square().sum() for x in (back, a(back)))
+    if not bool(energy > 0):
+        return prior.origin
+    return float(3.0 * energy.log() - 2.0 * image.log()) - math.log(back.numel())
+
+
+def require_levels(prior: Denoiser, first: float, last: float, who: str) -> None:
+    """Refuse a prior that is not defined for noise of a level that goes from first down to last.
+
+    Raises:
+        CapabilityError: it is not.
+    """
+    if not prior.sigma_min <= last <= first <= prior.sigma_max:
+        raise CapabilityError(
+            f"{who}: the prior is defined for noise of {prior.sigma_min:g} to {prior.sigma_max:g}, rho goes from {first:g} to "
+            f"{last:g}"
+        )
+
+
+def hierarchical(problem: Problem, prior: Denoiser, who: str) -> tuple[LinearOperator, Denoiser]:
+    """A on complex images, and the prior of u.
+
+    Raises:
+        CapabilityError: the operator is not linear on a `Speckled` image, or the prior no `SpeckledPrior`.
+    """
     outer, inner = getattr(problem.operator, "outer", None), getattr(problem.operator, "inner", None)
     if not (isinstance(inner, Speckled) and isinstance(outer, LinearOperator)):
         raise CapabilityError(
-            "SplitGibbs: expected a linear operator on complex images through Speckled, problem.through(Speckled(size)), got "
+            f"{who}: expected a linear operator on complex images through Speckled, problem.through(Speckled(size)), got "
             f"{type(problem.operator).__name__}"
         )
     speckled = prior.prior if isinstance(prior, Counted) else prior
     if not isinstance(speckled, SpeckledPrior):
-        raise CapabilityError(f"SplitGibbs: expected a SpeckledPrior of the log-reflectivity, got {type(speckled).__name__}")
+        raise CapabilityError(f"{who}: expected a SpeckledPrior of the log-reflectivity, got {type(speckled).__name__}")
     own = speckled.reflectivity
     return outer, Counted(own, prior.counter) if isinstance(prior, Counted) else own
