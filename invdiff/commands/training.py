@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from ..core.build import build, check
 from ..core.errors import ConfigError
 from ..core.files import atomic, require_writable
 from ..learning import (
+    Distillation,
     EndToEnd,
     Start,
     Training,
@@ -22,11 +24,14 @@ from ..learning import (
     describe_autoencoder,
     describe_end_to_end,
     describe_regression,
+    describe_student,
+    distil,
     fit,
     write_autoencoder_card,
     write_card,
     write_end_to_end_card,
     write_regression_card,
+    write_student_card,
 )
 from ..learning.batches import Batch, Item, Source, split
 from ..learning.distributed import Team, processes
@@ -58,7 +63,7 @@ def train(
     name: str,
     source: Source,
     network: Model,
-    training: Training,
+    training: Training | Distillation,
     *,
     out: Path,
     card: Mapping[str, Any] | None = None,
@@ -70,7 +75,8 @@ def train(
 ) -> Path:
     """Train, or continue from the checkpoint in `out`; the path of the weights, which `load_network` reads,
     `load_autoencoder` those of an autoencoder, `load_idm` those of a reconstruction network, `load_regression` those of a
-    regression network.
+    regression network. Where `training` is a `Distillation`, `network` is the teacher, and `load_consistency` reads the weights
+    of its student.
 
     Started by torchrun, the processes share the work, and process 0 writes.
 
@@ -95,7 +101,12 @@ def train(
     if isinstance(network, (Autoencoder, EndToEnd, Regression)) and draws:
         kinds = {Autoencoder: "an autoencoder", EndToEnd: "a reconstruction network", Regression: "a regression network"}
         raise ConfigError(f"train: {kinds[type(network)]} makes no draws: leave card.draws out")
+    if isinstance(training, Distillation) and (start is not None or "WORLD_SIZE" in os.environ):
+        raise ConfigError("train: a student begins with its teacher, in one process: leave start and torchrun out")
+    facts = {key: str(value) for key, value in (card or {}).items() if key not in ("held_out", "images", "draws")}
     with torch_threads(threads, "train"), termination_interrupts(), processes(device) as own:
+        if isinstance(training, Distillation):
+            return _distil(name, source, network.to(own), training, out, card, facts, resume=resume, progress=progress)
         if card is not None:
             _try(network.to(own), card["held_out"](0), training, own)
         trained = fit(network.to(own), source, training, out, progress=progress, resume=resume, start=origin)
@@ -103,7 +114,6 @@ def train(
             return out / "ema.safetensors"
         if not Team.here(torch.device(own)).writes:
             return out / f"{name}.safetensors"
-        facts = {key: str(value) for key, value in card.items() if key not in ("held_out", "images", "draws")}
         trained.facts = {**trained.facts, "training": asdict(training), "step": training.steps}
         if isinstance(trained, Autoencoder):
             write_autoencoder_card(describe_autoencoder(trained, card["held_out"], images, facts), name, out / f"{name}.md")
@@ -116,6 +126,31 @@ def train(
             _curve(described, out / f"{name}.png")
             write_card(described, name, out / f"{name}.md", figure=f"{name}.png")
     trained.save(out / f"{name}.safetensors")
+    return out / f"{name}.safetensors"
+
+
+def _distil(
+    name: str,
+    source: Source,
+    teacher: Model,
+    settings: Distillation,
+    out: Path,
+    card: Mapping[str, Any] | None,
+    facts: Mapping[str, str],
+    **options: bool,
+) -> Path:
+    """The student of a teacher, with its card."""
+    if not isinstance(teacher, EDMDenoiser):
+        raise ConfigError(f"train: expected network to be the teacher, an EDMDenoiser, got {type(teacher).__name__}")
+    student = distil(teacher, source, settings, out, **options)
+    if card is None:
+        return out / "ema.safetensors"
+    student.facts = {**student.facts, "training": asdict(settings), "step": settings.steps}
+    student.bf16, teacher.bf16 = False, False
+    write_student_card(
+        describe_student(student, teacher, card["held_out"], card.get("images", 32), facts), name, out / f"{name}.md"
+    )
+    student.save(out / f"{name}.safetensors")
     return out / f"{name}.safetensors"
 
 

@@ -12,6 +12,7 @@ from .calibration import (
     z_cov,
     z_mean,
 )
+from .frechet import Frechet, RandomFeatures, fid, frechet_distance
 from .image import nrmse, psnr, ssim, ssim_uniform7
 from .sar import (
     RatioStatistics,
@@ -27,7 +28,9 @@ from .sar_response import PointResponse, point_response
 from .two_sample import TwoSample, coarse, patch_moments, radial_spectrum, two_sample_test
 
 __all__ = [
+    "Frechet",
     "PointResponse",
+    "RandomFeatures",
     "RatioStatistics",
     "TwoSample",
     "chi2",
@@ -38,6 +41,8 @@ __all__ = [
     "energy_score",
     "entropy",
     "equivalent_looks",
+    "fid",
+    "frechet_distance",
     "nrmse",
     "patch_moments",
     "phase_aligned_nrmse",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from importlib import resources
 
 from .autoencoder import Autoencoder, load_autoencoder
+from .consistency import ConsistencyModel, load_consistency
 from .network import EDMDenoiser, load_network
 from .regression import Regression, load_regression
 
-__all__ = ["shipped", "shipped_autoencoder", "shipped_file", "shipped_regression"]
+__all__ = ["shipped", "shipped_autoencoder", "shipped_consistency", "shipped_file", "shipped_regression"]
 
 
 def shipped(file: str, sha256: str, *, bf16: bool = False) -> EDMDenoiser:
@@ -28,6 +29,11 @@ def shipped(file: str, sha256: str, *, bf16: bool = False) -> EDMDenoiser:
 def shipped_autoencoder(file: str, sha256: str) -> Autoencoder:
     """A packaged autoencoder, as `shipped` for networks."""
     return load_autoencoder(shipped_file(file), sha256=sha256)
+
+
+def shipped_consistency(file: str, sha256: str, *, bf16: bool = False) -> ConsistencyModel:
+    """A packaged consistency function, as `shipped` for denoisers."""
+    return load_consistency(shipped_file(file), sha256=sha256, bf16=bf16)
 
 
 def shipped_regression(file: str, sha256: str) -> Regression:
