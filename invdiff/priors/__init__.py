@@ -17,6 +17,9 @@ from .blind import Blind
 from .cnn import DnCNN
 from .coarse import Coarse
 from .conditional import ClassifierFree, ClassifierGuided, Given, Interval
+from .consistency import ConsistencyModel, load_consistency
+from .cycle import CycleSpun
+from .despeckler import Despeckler, load_despeckler, load_merlin
 from .dit import DiT
 from .empirical import Empirical
 from .energy import Energy, EnergyPrior, Quadratic, Sparse, Sum, TotalVariation
@@ -27,6 +30,7 @@ from .fno import FNO
 from .foreign import DiffusersVAE, from_azula, from_deepinv, from_diffusers, from_diffusers_vae
 from .gaussian import GaussianPrior
 from .latent import LatentPrior
+from .level import AnyLevel
 from .lowrank import LowRankMixture
 from .lowrank_fit import LowRankFit, fit_lowrank
 from .mapped import Mapped
@@ -37,7 +41,7 @@ from .packed import PackedSynthesis
 from .paths import EDM, VE, ContinuousVP, PFGMpp
 from .refine import coarsen, refine, upsample
 from .regression import Regression, load_regression
-from .shipped import shipped, shipped_autoencoder, shipped_regression
+from .shipped import shipped, shipped_autoencoder, shipped_consistency, shipped_regression
 from .solution import Solution, field_prior
 from .sources import load_into, read_weights
 from .speckled import SpeckledPrior
@@ -45,6 +49,7 @@ from .spectra import Laplacian, Matern, PowerLaw, SquaredExponential, Tabulated,
 from .steps import DiscreteVP, cosine_betas, cumulative_betas, linear_betas, scaled_linear_betas
 from .subspace import Subspace, fit_subspace
 from .tiles import Tiles
+from .told import Named
 from .unet import UNet
 from .volumes import ChannelWise, Slices
 from .wavelet import CoefficientDomain, WaveletDomain, WaveletPrior, denoise_coloured, synthesized_noise
@@ -57,6 +62,7 @@ __all__ = [
     "VE",
     "Affine",
     "Alternating",
+    "AnyLevel",
     "Autoencoder",
     "Average",
     "Blind",
@@ -65,9 +71,12 @@ __all__ = [
     "ClassifierGuided",
     "Coarse",
     "CoefficientDomain",
+    "ConsistencyModel",
     "ContinuousVP",
     "Cosine",
+    "CycleSpun",
     "Decoder",
+    "Despeckler",
     "DiT",
     "DiffusersVAE",
     "DiscreteVP",
@@ -93,6 +102,7 @@ __all__ = [
     "Matern",
     "Mixture",
     "MultiScale",
+    "Named",
     "PFGMpp",
     "PackedSynthesis",
     "PowerLaw",
@@ -133,8 +143,11 @@ __all__ = [
     "haar_split",
     "linear_betas",
     "load_autoencoder",
+    "load_consistency",
+    "load_despeckler",
     "load_fields",
     "load_into",
+    "load_merlin",
     "load_network",
     "load_regression",
     "radial_spectrum",
@@ -143,6 +156,7 @@ __all__ = [
     "scaled_linear_betas",
     "shipped",
     "shipped_autoencoder",
+    "shipped_consistency",
     "shipped_regression",
     "synthesized_noise",
     "upsample",

@@ -1,8 +1,11 @@
 """Samplers: integrators on a guided denoiser, and methods with a step of their own, one paper per file."""
 
+from .autofocus import minimum_entropy, phase_gradient, without_trend
 from .classical import Adjoint, Tikhonov, TotalVariation
+from .classical_speckle import Lee, WaveletShrinkage
 from .ddnm import DDNM
 from .decoupled import Decoupled
+from .despeckle import Despeckle, log_problem
 from .dflow import DFlow
 from .diffpir import DiffPIR
 from .dps import DPS
@@ -12,7 +15,9 @@ from .idm_network import IDMNetwork, load_idm
 from .integrators import DDIM, Ancestral, Churn, Euler, Heun, Integrator
 from .laplace import Laplace
 from .least_squares import LeastSquares, Linearised
+from .multistep import Multistep
 from .reddiff import REDDiff
+from .reflectivity_em import ReflectivityEM
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
 from .sparse import SBL, SparseL1
 from .split_gibbs import SplitGibbs
@@ -33,6 +38,7 @@ __all__ = [
     "Coupled",
     "DFlow",
     "Decoupled",
+    "Despeckle",
     "DiffPIR",
     "Energy",
     "Euler",
@@ -43,9 +49,12 @@ __all__ = [
     "Integrator",
     "Laplace",
     "LeastSquares",
+    "Lee",
     "Level",
     "Linearised",
+    "Multistep",
     "REDDiff",
+    "ReflectivityEM",
     "Reversible",
     "Scheme",
     "SparseL1",
@@ -53,6 +62,11 @@ __all__ = [
     "Steered",
     "Tikhonov",
     "TotalVariation",
+    "WaveletShrinkage",
     "load_idm",
+    "log_problem",
+    "minimum_entropy",
+    "phase_gradient",
     "shipped_idm",
+    "without_trend",
 ]

@@ -92,7 +92,8 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
         estimates.append(Estimate(method="exact posterior", image=image, misfit=misfit, samples=samples))
     against = {} if exact is None else exact.compare(draws)
     images = draws.map(case.image)
-    scored = _scored(task, item, images.x, draws.sampler, failed)
+    inspected, seen_in = ({}, {}) if task.inspect is None else task.inspect(item, draws)
+    scored = {**_scored(task, item, images.x, draws.sampler, failed), **inspected}
     seen = images.map(view)
     each = float(torch.stack([case.unknown.chi2(x[None])[0] for x in draws.x]).mean())
     covered = _component_coverage(case, draws) if task.view == "magnitude" else None
@@ -114,7 +115,7 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
     )
     facts = {**item.facts, "pixel_mm": item.pixel, "operator": _line(problem.operator), "noise": _line(problem.noise)}
     drawn = _gaussian_figure(draws, exact, item.truth) if figures and exact is not None and exact.moments is not None else {}
-    return Result(row, facts | ({} if distance is None else {"distance_from_prior": distance}), drawn)
+    return Result(row, facts | ({} if distance is None else {"distance_from_prior": distance}), {**drawn, **seen_in})
 
 
 def _scored(task: Task, item: Item, images: Tensor, method: str, failed: list[str]) -> Mapping[str, Any]:

@@ -51,12 +51,13 @@ class Crop(LinearOperator):
 
     Args:
         large, small: shapes without the batch, (C, *spatial), small no larger than large.
+        is_complex: of complex images.
     """
 
-    def __init__(self, large: tuple[int, ...], small: tuple[int, ...]) -> None:
+    def __init__(self, large: tuple[int, ...], small: tuple[int, ...], *, is_complex: bool = False) -> None:
         if len(large) != len(small) or large[0] != small[0] or any(a < b for a, b in zip(large, small, strict=True)):
             raise ShapeError(f"Crop: {small} is no part of {large}")
-        super().__init__(large, small)
+        super().__init__(large, small, in_complex=is_complex, out_complex=is_complex)
         self.low = tuple((a - b) // 2 for a, b in zip(large[1:], small[1:], strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +119,9 @@ def synthesis(operator: Operator, prior: Denoiser) -> LinearOperator | None:
     Raises:
         ShapeError: the channels differ, or the prior's grid is smaller than the image.
     """
-    view = ViewAsComplex(operator.in_shape) if operator.in_complex else None
+    if prior.image_complex and not operator.in_complex:
+        raise ShapeError(f"{type(prior).__name__} is a prior on complex images, the operator takes real ones")
+    view = ViewAsComplex(operator.in_shape) if operator.in_complex and not prior.image_complex else None
     real = operator.in_shape if view is None else view.in_shape
     shape, divisor = prior.image_shape, prior.image_divisor
     fits = len(shape) == len(real) and shape[0] in (None, real[0])
@@ -131,7 +134,7 @@ def synthesis(operator: Operator, prior: Denoiser) -> LinearOperator | None:
             f"{type(prior).__name__} is a prior on ({wants}), the image needs {tuple(real)}"
             f"{' (complex: two channels)' if view is not None else ''}: choose a prior that fits, or the size of the data"
         )
-    crop = None if grid == tuple(real) else Crop(grid, tuple(real))
+    crop = None if grid == tuple(real) else Crop(grid, tuple(real), is_complex=prior.image_complex)
     if view is None or crop is None:
         return view or crop
     return view @ crop  # type: ignore[return-value]

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ..core import Gaussian, Matrix, Problem, Streams, ViewAsComplex
+from ..core.speckle import LogIntensity
+from ..operators.restoration import Identity
 from ..operators.speckled import Speckled
 from ..priors import GaussianField, GaussianMixture, GaussianPrior, Matern, SpeckledPrior
+from ..priors.consistency import Consistency
 
 __all__ = [
     "GAUSSIAN",
@@ -22,6 +25,7 @@ __all__ = [
     "coloured",
     "complex_valued",
     "composed",
+    "despeckling",
     "field",
     "mixture",
     "speckle",
@@ -41,8 +45,8 @@ class Case:
 
     name: str
     problem: Problem
-    prior: GaussianPrior | GaussianMixture | GaussianField | SpeckledPrior
-    exact: GaussianPrior | GaussianMixture | PixelPosterior
+    prior: GaussianPrior | GaussianMixture | GaussianField | SpeckledPrior | GaussianConsistency
+    exact: GaussianPrior | GaussianMixture | PixelPosterior | LogPosterior
 
     @classmethod
     def of(cls, name: str, problem: Problem, prior: Any) -> Case:
@@ -115,10 +119,39 @@ def mixture(seed: int = 0, d: int = 8, m: int = 1) -> Case:
 def field(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
     """A Gaussian field on a line, mean 0.3, which knows its covariance by a spectrum alone."""
     law = GaussianField((1, d), Matern(1.5), mean=0.3, length=1.5, sigma_max=1000.0)
-    covariance = law.covariance(torch.eye(d, dtype=F64).reshape(d, 1, d)).reshape(d, d)
+    covariance = law.cov(torch.eye(d, dtype=F64).reshape(d, 1, d)).reshape(d, d)
     twin = GaussianPrior(torch.full((1, d), 0.3, dtype=F64), covariance, sigma_max=1000.0)
     problem = Problem.simulate(Matrix(_measurement(seed, m, d), (1, d)), Gaussian(sigma), twin.sample(Streams(seed)), seed)
     return Case("field", problem, law, twin.posterior(problem))
+
+
+class _Quadrature:
+    """Densities of single values on a common grid u, (G,), as their logarithms, (N, G)."""
+
+    def __init__(self, u: Tensor, log_density: Tensor) -> None:
+        density = (log_density - log_density.amax(1, keepdim=True)).exp()
+        self.u, self.cumulative = u, density.cumsum(1) / density.sum(1, keepdim=True)
+
+    def sample(self, streams: Streams) -> Tensor:
+        """Independent draws, (n, N)."""
+        uniform = streams.uniform(0, (len(self.cumulative),), "quantiles", F64)
+        return self.u[torch.searchsorted(self.cumulative, uniform.T.contiguous()).clamp_max(len(self.u) - 1)].T
+
+
+class LogPosterior:
+    """p(u | z) of single pixels of log-intensity z, of L looks, u ~ N(m, s^2), by quadrature.
+
+    Args:
+        z: (N,). looks: L. mean, std: m and s. size: H, W of the image, N pixels.
+    """
+
+    def __init__(self, z: Tensor, looks: float, mean: float, std: float, size: tuple[int, int]) -> None:
+        u, self.size = torch.linspace(mean - 12.0 * std, mean + 12.0 * std, 20_001, dtype=F64), size
+        self.law = _Quadrature(u, -looks * (u + (z[:, None] - u).exp()) - 0.5 * ((u - mean) / std) ** 2)
+
+    def sample(self, streams: Streams) -> Tensor:
+        """Independent draws, (n, 1, H, W)."""
+        return self.law.sample(streams).reshape(-1, 1, *self.size)
 
 
 class PixelPosterior:
@@ -131,16 +164,13 @@ class PixelPosterior:
 
     def __init__(self, gains: Tensor, y: Tensor, sigma: float, mean: float, std: float, size: tuple[int, int]) -> None:
         self.gains, self.y, self.sigma, self.size = gains, y, sigma, size
-        self.u = torch.linspace(mean - 12.0 * std, mean + 12.0 * std, 20_001, dtype=F64)
-        variance = gains.abs().square()[:, None] * self.u.exp() + 2.0 * sigma**2
-        density = torch.exp(-y.abs().square()[:, None] / variance - 0.5 * ((self.u - mean) / std) ** 2) / variance
-        self.cumulative = density.cumsum(1) / density.sum(1, keepdim=True)
+        u = torch.linspace(mean - 12.0 * std, mean + 12.0 * std, 20_001, dtype=F64)
+        variance = gains.abs().square()[:, None] * u.exp() + 2.0 * sigma**2
+        self.law = _Quadrature(u, -y.abs().square()[:, None] / variance - 0.5 * ((u - mean) / std) ** 2 - variance.log())
 
     def sample(self, streams: Streams) -> Tensor:
         """Independent draws, (n, 3, H, W)."""
-        n = len(self.y)
-        uniform = streams.uniform(0, (n,), "quantiles", F64)
-        u = self.u[torch.searchsorted(self.cumulative, uniform.T.contiguous()).clamp_max(len(self.u) - 1)].T
+        n, u = len(self.y), self.law.sample(streams)
         scale = self.gains * (0.5 * u).exp()
         gain = scale.conj() / (scale.abs().square() + 2.0 * self.sigma**2)
         left = (1.0 - (gain * scale).real).clamp_min(0.0).sqrt()
@@ -160,6 +190,36 @@ def speckle(seed: int = 0, d: int = 4, sigma: float = 0.3) -> Case:
     return Case("speckle", problem.through(speckled), prior, exact)
 
 
+def despeckling(seed: int = 0, d: int = 4) -> Case:
+    """The same law of log-reflectivity, of which log-intensities of 1, 4 and 4.4 looks (by the seed) are measured."""
+    looks, size = (1.0, 4.0, 4.4)[seed % 3], (2, d // 2)
+    prior = GaussianPrior(torch.full((1, *size), 0.5, dtype=F64), 1.44 * torch.eye(d, dtype=F64), sigma_min=1e-3)
+    truth = 0.5 + 1.2 * _normal(seed, 1, *size)
+    problem = Problem.simulate(Identity((1, *size)), LogIntensity(looks), truth, seed)
+    return Case("despeckling", problem, prior, LogPosterior(problem.y.flatten(), looks, 0.5, 1.2, size))
+
+
+class GaussianConsistency(Consistency):
+    """The consistency function of N(m, C): in C's eigenbasis x - m is multiplied by sqrt((l + low^2) / (l + sigma^2))."""
+
+    def __init__(self, mean: Tensor, cov: Tensor, *, sigma_min: float, sigma_max: float) -> None:
+        super().__init__(tuple(mean.shape), sigma_min, sigma_max)
+        self.mean, (self.values, self.basis) = mean, torch.linalg.eigh(cov)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """f(x, sigma)."""
+        factor = ((self.values + self.sigma_min**2) / (self.values + sigma[:, None] ** 2)).sqrt()
+        return self.mean + (factor * ((x - self.mean) @ self.basis)) @ self.basis.T
+
+
+def consistency(seed: int = 0, d: int = 8) -> Case:
+    """Nothing is measured: draws of N(m, C) by its consistency function, which leaves the noise sigma_min."""
+    law, low = _coloured_prior(seed, d), 0.05
+    function = GaussianConsistency(law.mean, law.cov, sigma_min=low, sigma_max=1000.0)
+    exact = GaussianPrior(law.mean, law.cov + low**2 * torch.eye(d, dtype=F64))
+    return Case("consistency", Problem.unmeasured((d,), dtype=F64), function, exact)
+
+
 MAKERS: dict[str, Callable[[int], Case]] = {
     "white": white,
     "coloured": coloured,
@@ -167,7 +227,9 @@ MAKERS: dict[str, Callable[[int], Case]] = {
     "composed": composed,
     "field": field,
     "speckle": speckle,
+    "despeckling": despeckling,
+    "consistency": consistency,
     **{f"mixture dy={m}": partial(mixture, m=m) for m in (1, 2, 4)},
 }
 MIXTURES = tuple(name for name in MAKERS if name.startswith("mixture"))
-GAUSSIAN = tuple(name for name in MAKERS if name not in (*MIXTURES, "speckle"))
+GAUSSIAN = tuple(name for name in MAKERS if name not in (*MIXTURES, "speckle", "despeckling", "consistency"))

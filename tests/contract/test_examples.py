@@ -19,7 +19,9 @@ EXAMPLES = {
     "shock_and_smoke": (["out.png", "out.gif"], None),
     "darcy_permeability": (["out.png"], "darcy64"),
     "initial_vorticity": (["out.png", "out.gif"], None),
+    "sar_despeckle": (["out.png"], "terrain_level"),
     "sar_imaging": (["out.png"], None),
+    "sar_to_optical": (["out.png"], "sar_optical_fast"),
     "wdno_burgers": (["out.png", "out_control.png"], "burgers_wdno_sr"),
     "wdno_smoke": (["out.png", "out.gif"], "smoke_wdno"),
 }

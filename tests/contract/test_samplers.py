@@ -35,11 +35,11 @@ from invdiff.samplers import DPS, Ancestral, DFlow, DiffPIR, Guided, Heun, Lapla
 # torch.func.jvp loads decompositions that torch itself still compiles by the deprecated torch.jit.script
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
-# a trained reconstruction network takes one size and measurement: see test_idm.py; split Gibbs a speckled image, see its test
+# a trained reconstruction network takes one size and measurement, split Gibbs a speckled image, despeckling its logarithm, a
+# consistency function nothing: see their tests
+OTHERS = {"shipped_idm", "SplitGibbs", "Despeckle", "Multistep", "ReflectivityEM"}
 FOLDER = Path(invdiff.__file__).parent / "configs" / "sampler"
-CONFIGS = {
-    p.stem: p for p in sorted(FOLDER.glob("*.yaml")) if not {"shipped_idm", "SplitGibbs"} & set(re.split(r"\W", p.read_text()))
-}
+CONFIGS = {p.stem: p for p in sorted(FOLDER.glob("*.yaml")) if not OTHERS & set(re.split(r"\W", p.read_text()))}
 F64 = torch.float64
 SHAPE, STEPS = (2, 2, 2), 6
 

@@ -12,8 +12,9 @@ from invdiff.configs import names
 from invdiff.core import DataError, Denoiser, Gaussian, InvdiffError, ShapeError, Streams, ViewAsComplex, build
 from invdiff.guidance import MMPS
 from invdiff.operators.restoration import Identity
-from invdiff.priors import GaussianField, Matern, StationaryGaussian
+from invdiff.priors import GaussianField, Matern, SpeckledPrior, StationaryGaussian
 from invdiff.samplers import Guided
+from invdiff.samplers.despeckle import Despeckle
 from invdiff.tasks import Crop, Item, Photographs, Relative, Task
 from invdiff.tasks.closed_form import exact_posterior
 from invdiff.tasks.distance import distance_from_prior
@@ -35,6 +36,8 @@ def tiny(name: str, **options) -> tuple[Task, Denoiser]:
         return task, StationaryGaussian((1, 12, 12), mean=0.1, std=0.1)
     if name == "full_waveform":
         return task, StationaryGaussian((1, 10, 10), mean=3000.0, std=300.0, sigma_max=2e4)
+    if name == "sar_imaging":
+        return task, SpeckledPrior(StationaryGaussian((1, 16, 16), std=1.0))
     operator = task.operator(next(task.data.items(1, 0, None)))
     shape = operator.in_shape if not operator.in_complex else ViewAsComplex(operator.in_shape).in_shape
     return task, StationaryGaussian(shape, mean=0.4, std=0.3)
@@ -54,7 +57,8 @@ FIELD = StationaryGaussian((1, 16, 16), mean=0.4, std=0.2)
 @pytest.mark.parametrize("name", names("task"))
 def test_a_packaged_task_runs_and_its_report_has_the_schema(name, tmp_path):
     task, prior = tiny(name)
-    report = task.run(prior=prior, sampler=FAST, n=2, seed=3, out=tmp_path / "out")
+    sampler = Despeckle(steps=2) if name == "sar_despeckle" else FAST
+    report = task.run(prior=prior, sampler=sampler, n=2, seed=3, out=tmp_path / "out")
     facts = json.loads((tmp_path / "out/report.json").read_text())
     assert facts["task"] == name
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {
