@@ -39,6 +39,12 @@ class SpeckledPrior(Denoiser):
     def image_shape(self) -> tuple[int | None, ...]:
         return (1, *self.shape[1:])
 
+    @property
+    def origin(self) -> Tensor:
+        level = torch.as_tensor(self.reflectivity.origin)
+        level = level.reshape(1, 1, 1) if level.ndim == 0 else level
+        return torch.cat((level, torch.zeros_like(level), torch.zeros_like(level)))
+
     def synthesis(self, shape: Sequence[int]) -> Speckled:
         """From (u, a, b) to complex images of a shape (1, H, W)."""
         return Speckled((shape[1], shape[2]))

@@ -92,7 +92,7 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
         estimates.append(Estimate(method="exact posterior", image=image, misfit=misfit, samples=samples))
     against = {} if exact is None else exact.compare(draws)
     images = draws.map(case.image)
-    inspected, seen_in = ({}, {}) if task.inspect is None else task.inspect(item, draws)
+    inspected, seen_in = ({}, {}) if task.inspect is None else task.inspect(item, draws, case.unknown)
     scored = {**_scored(task, item, images.x, draws.sampler, failed), **inspected}
     seen = images.map(view)
     each = float(torch.stack([case.unknown.chi2(x[None])[0] for x in draws.x]).mean())

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, DataError, Denoiser, Operator, Problem, Samples, Streams
+from ..core import ConfigError, DataError, Denoiser, Gaussian, LinearOperator, Operator, Problem, Samples, Streams
 from ..generators.land_cover import LandCover
 from ..io.sar import PhaseData, read_gotcha, read_phase_history
 from ..io.sar_formats import read_cphd
@@ -25,6 +25,7 @@ from ..operators.sar import PhaseHistory, Radar
 from ..operators.sar_geometry import circular_track, form_image, ground, kept_pulses
 from ..operators.speckled import Speckled
 from ..report import LEVEL
+from ..samplers.split_gibbs import draw_image
 from .data import Data, Item
 
 __all__ = ["BackProjection", "PhaseHistories", "RadarItem", "phase_history", "radar_score", "reflectivity"]
@@ -203,22 +204,28 @@ def radar_score(item: Item, images: Tensor) -> Mapping[str, Any]:
     }
 
 
-def reflectivity(item: Item, draws: Samples) -> tuple[dict[str, Any], dict[str, Any]]:
+def reflectivity(item: Item, draws: Samples, problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
     """What draws of (u, a, b) say of the log-reflectivity u: facts and figures; of other unknowns nothing.
 
-    Where it is known, of the mean its root mean square error, and how often the intervals hold the truth.
+    Returns:
+        `radar_score` of the mean over the draws of E[image | u, y], which has less noise than that of as many images, as
+        given_u_error and so on; where u is known, the root mean square error of its mean, and how often the intervals hold it.
     """
     from ..plot_fields import Fields, field_figure
 
-    if draws.x.shape[1] != 3:
+    a, inner = getattr(problem.operator, "outer", None), getattr(problem.operator, "inner", None)
+    if not (isinstance(inner, Speckled) and isinstance(a, LinearOperator) and isinstance(problem.noise, Gaussian)):
         return {}, {}
     u = draws.map(lambda x: x[:, :1])
-    fields, facts = {"mean": u.mean[0]}, {}
+    sigma = problem.noise.sigma.to(u.x)
+    means = [draw_image(a, problem.y, sigma, each[None], None, 0, 60)[0] for each in u.x]
+    score = radar_score(item, torch.cat(means))
+    fields, facts = {"mean": u.mean[0]}, {f"given_u_{name}": value for name, value in score.items()}
     truth = _radar(item, "reflectivity").reflectivity
     if truth is not None:
         truth = truth.to(u.mean)
         fields = {"log-reflectivity": truth[0], **fields}
-        facts = {"reflectivity_rms": float((u.mean - truth).square().mean().sqrt())}
+        facts |= {"reflectivity_rms": float((u.mean - truth).square().mean().sqrt())}
         if draws.kind == "posterior" and len(draws) > 1:
             low, high = u.interval(LEVEL)
             facts["reflectivity_coverage"] = float(coverage(low[None], high[None], truth[None]))

@@ -30,7 +30,7 @@ __all__ = ["Task"]
 
 Baseline = Callable[[Problem], tuple[Tensor, Mapping[str, Any]]]
 Score = Callable[[Item, Tensor], Mapping[str, Any]]
-Inspect = Callable[[Item, Samples], tuple[Mapping[str, Any], Mapping[str, Any]]]
+Inspect = Callable[[Item, Samples, Problem], tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Task:
         window: grey values shown as black and white; None chooses for each item.
         exact: add the exact posterior where the prior and the problem have one in closed form.
         score: item, images (n, *shape) -> further facts of draws and of baselines: what a control is worth, say.
-        inspect: item, draws of the prior's unknown -> further facts and {caption: figure}, where the unknown says more than its
-            image does: the reflectivity under speckle, say.
+        inspect: item, draws of the prior's unknown, their problem -> further facts and {caption: figure}, where they say
+            more than their images do: the reflectivity under speckle, say.
         draws: number of draws when the caller does not say.
         notes: what a reader of a report has to know.
     """

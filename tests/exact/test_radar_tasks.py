@@ -8,6 +8,7 @@ import torch
 
 from invdiff.core import ConfigError, Gaussian, LogIntensity, Problem, Samples, ShapeError, Streams
 from invdiff.generators.land_cover import LandCover
+from invdiff.operators import Identity, Speckled
 from invdiff.operators.sar import PhaseHistory
 from invdiff.operators.sar_geometry import form_image
 from invdiff.priors import SpeckledPrior, StationaryGaussian
@@ -83,13 +84,17 @@ def test_a_sparse_aperture_measures_its_share():
 
 
 def test_what_is_said_of_the_reflectivity():
+    """Draws a nat above and below the truth: their mean is right, their intervals hold it, the image given it is near."""
     own = item()
+    problem = Problem.simulate(own.operator(), Gaussian(0.01), own.truth[None], 0).through(Speckled((16, 16)))
     u = own.reflectivity + torch.tensor([-1.0, 1.0])[:, None, None, None]
     x = torch.cat((u, torch.zeros(2, 2, 16, 16)), 1)
     draws = Samples(x=x, sampler="test", kind="posterior", network_calls=0, network_vjps=0, operator_calls=0, seconds=0.0)
-    facts, figures = reflectivity(own, draws)
+    facts, figures = reflectivity(own, draws, problem)
     assert facts["reflectivity_rms"] == pytest.approx(0.0, abs=1e-6) and facts["reflectivity_coverage"] == 1.0
+    assert facts["given_u_error"] < 0.05
     assert set(figures) == {"Log-reflectivity"}
+    assert reflectivity(own, draws, problem.through(Identity((3, 16, 16)))) == ({}, {})
 
 
 @pytest.mark.parametrize("sampler", [SplitGibbs(steps=4, cg_steps=20), ReflectivityEM(steps=3, cg_steps=20)])
