@@ -2,11 +2,13 @@
 
 Of one draw for each item, given its condition: PSNR and SSIM against the item, and the Frechet distance between the quarters of
 the draws and those of the items, so that 64 items are 256 images. PSNR and Frechet distance disagree by nature: the mean of the
-posterior has the best PSNR and no texture. Both are reported. Seconds are those of the whole sampler for one item.
+posterior has the best PSNR and no texture. Both are reported. Seconds are those of the whole sampler for one item, the median
+over batches.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,10 @@ def compare(
 def _draws(
     model: Denoiser, sampler: Sampler, images: Tensor, conditions: Sequence[Condition | None], batch: int, seed: int
 ) -> tuple[Tensor, float]:
-    """One draw for each item, and seconds for one."""
+    """One draw for each item, and seconds for one, the median over batches."""
     device = next(model.parameters()).device
     blank = Problem.unmeasured(tuple(images.shape[1:]), device=device)
-    made, seconds = [], 0.0
+    made, seconds = [], []
     for first in range(0, len(images), batch):
         told = [c for c in conditions[first : first + batch] if c is not None]
         count, prior = len(images[first : first + batch]), model
@@ -88,8 +90,8 @@ def _draws(
             prior = Given(model, {key: torch.stack([c[key] for c in told]).to(device) for key in told[0]})
         drawn = sampler(blank, prior, count, seed=seed + first)
         made.append(drawn.x.cpu())
-        seconds += drawn.seconds
-    return torch.cat(made), seconds / len(images)
+        seconds.append(drawn.seconds / count)
+    return torch.cat(made), statistics.median(seconds)
 
 
 def _quarters(images: Tensor) -> Tensor:
