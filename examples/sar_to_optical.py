@@ -50,7 +50,7 @@ for column, (name, images) in zip(axes.T, columns.items(), strict=True):
     for axis, image in zip(column, images, strict=True):
         grey = image.shape[0] == 1
         look = {"cmap": "gray", "vmin": -5.0, "vmax": 1.0} if grey else {}
-        axis.imshow(image[0] if grey else image.clamp(0.0, 1.0).movedim(0, -1), **look)
+        axis.imshow((image[0] if grey else image.clamp(0.0, 1.0).movedim(0, -1)).numpy(), **look)
         axis.axis("off")
 given.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(given.out, dpi=90)

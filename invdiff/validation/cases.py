@@ -119,7 +119,7 @@ def mixture(seed: int = 0, d: int = 8, m: int = 1) -> Case:
 def field(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
     """A Gaussian field on a line, mean 0.3, which knows its covariance by a spectrum alone."""
     law = GaussianField((1, d), Matern(1.5), mean=0.3, length=1.5, sigma_max=1000.0)
-    covariance = law.cov(torch.eye(d, dtype=F64).reshape(d, 1, d)).reshape(d, d)
+    covariance = law.covariance(torch.eye(d, dtype=F64).reshape(d, 1, d)).reshape(d, d)
     twin = GaussianPrior(torch.full((1, d), 0.3, dtype=F64), covariance, sigma_max=1000.0)
     problem = Problem.simulate(Matrix(_measurement(seed, m, d), (1, d)), Gaussian(sigma), twin.sample(Streams(seed)), seed)
     return Case("field", problem, law, twin.posterior(problem))
