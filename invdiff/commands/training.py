@@ -50,6 +50,9 @@ _PARTS = ("source", "network", "training", "card")
 
 def from_config(config: Mapping[str, Any], out: Path, allow: Sequence[str] = ()) -> Path:
     """Build what the configuration describes and train it; the path of the weights."""
+    if "distillation" in config:
+        # a student's settings stand in place of those that every training has
+        config = {**config, "training": config["distillation"]}
     require_given(config, _PARTS, f"train prior={config['name']}")
     options = {key: config[key] for key in ("device", "threads", "resume", "start", "progress")}
     check(train, options, partial=True)

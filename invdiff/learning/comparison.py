@@ -8,6 +8,7 @@ over batches.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def compare(
                 "psnr": float(psnr(drawn, images, data_range).mean()),
                 "ssim": float(ssim(drawn, images, data_range).mean()),
                 "fid": found.distance,
-                "fid_bias": found.bias,
+                # not known of few images
+                "fid_bias": None if math.isnan(found.bias) else found.bias,
                 "seconds": seconds,
             }
         )

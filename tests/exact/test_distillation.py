@@ -334,3 +334,31 @@ def test_what_a_distillation_refuses(tmp_path):
     with pytest.raises(CapabilityError, match="expected a UNet"):
         distil(Teacher(), pair, SMALL, tmp_path, student=dit, progress=False)
     distil(Teacher(), pair, replace(SMALL, steps=1, adversarial=0.0), tmp_path, student=dit, progress=False)
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_from_its_configuration_with_a_card(tmp_path):
+    """The command's own function: weights that load, a card with a row for the teacher and one for each number of steps."""
+    from invdiff.catalogue import load
+    from invdiff.commands.training import train
+    from invdiff.core import ConfigError, Streams, build
+    from invdiff.learning import Distillation
+    from invdiff.priors import EDMDenoiser, UNet, load_consistency
+
+    recipe = load("train", "sar_optical_fast")
+    assert isinstance(build(recipe["distillation"]), Distillation)
+
+    def source(index):
+        return Streams(0, (index,)).normal(0, (1, 16, 16), "item")[0]
+
+    net = EDMDenoiser(UNet(1, 1, widths=(32,), blocks=1, embedding=8, seed=0), sigma_data=1.0)
+    settings = Distillation(steps=2, batch=2, crop=8, adversarial=0.0, warmup=1)
+    card = {"held_out": source, "images": 26, "about": "white"}
+    options = {"out": tmp_path, "card": card, "progress": False}
+    path = train("small", source, net, settings, **options)
+    student = load_consistency(path)
+    rows = student.facts["comparison"]
+    assert [(r["model"], r["steps"]) for r in rows] == [("teacher", 250), *(("student", k) for k in (1, 2, 4, 8))]
+    assert (tmp_path / "small.md").read_text().count("| student |") == 4
+    with pytest.raises(ConfigError, match="begins with its teacher"):
+        train("small", source, net, settings, **options, start="natural64")
