@@ -36,8 +36,9 @@ from ..learning import (
 from ..learning.batches import Batch, Item, Source, split
 from ..learning.distributed import Team, processes
 from ..learning.interrupts import termination_interrupts
-from ..learning.objectives import Model, item_losses
+from ..learning.objectives import KINDS, Model, item_losses
 from ..priors.autoencoder import Autoencoder
+from ..priors.despeckler import Despeckler
 from ..priors.network import EDMDenoiser
 from ..priors.regression import Regression
 from ..priors.shipped import shipped_file
@@ -101,9 +102,10 @@ def train(
     if not _count(images) or not (draws == 0 or _count(draws)) or (card is not None and not callable(card.get("held_out"))):
         found = f"images={images!r}, draws={draws!r}"
         raise ConfigError(f"train: expected card to have a source held_out, images >= 2, and draws 0 or >= 2, got {found}")
-    if isinstance(network, (Autoencoder, EndToEnd, Regression)) and draws:
-        kinds = {Autoencoder: "an autoencoder", EndToEnd: "a reconstruction network", Regression: "a regression network"}
-        raise ConfigError(f"train: {kinds[type(network)]} makes no draws: leave card.draws out")
+    if not isinstance(network, EDMDenoiser) and draws:
+        raise ConfigError(f"train: {KINDS[type(network)]} makes no draws: leave card.draws out")
+    if isinstance(network, Despeckler) and card is not None:
+        raise ConfigError("train: there is no card of a despeckler, whose training has no clean image: leave card out")
     if isinstance(training, Distillation) and (start is not None or "WORLD_SIZE" in os.environ):
         raise ConfigError("train: a student begins with its teacher, in one process: leave start and torchrun out")
     facts = {key: str(value) for key, value in (card or {}).items() if key not in ("held_out", "images", "draws")}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from .errors import ConfigError, ShapeError
+from .errors import CapabilityError, ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from .health import Health
@@ -79,6 +79,11 @@ class Denoiser(nn.Module):
         """Compare with held-out data (N, *shape), N >= 8: a table, or a ConfigError saying what is wrong; see `core.health`."""
         from .health import check
 
+        if not self.posterior_mean:
+            raise CapabilityError(
+                f"{type(self).__name__}: a consistency function is no posterior mean, whose check this is: compare draws of "
+                "Multistep with data (metrics.fid, two_sample_test)"
+            )
         return check(self, data, sigmas=sigmas, seed=seed, expected=expected, batch=batch)
 
     @property

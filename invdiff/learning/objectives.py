@@ -51,6 +51,14 @@ __all__ = ["Model", "item_losses", "noise_levels", "weight"]
 
 Model = EDMDenoiser | Autoencoder | EndToEnd | Regression | Despeckler
 
+KINDS: dict[type, str] = {
+    Autoencoder: "an autoencoder",
+    EndToEnd: "a reconstruction network",
+    Regression: "a regression network",
+    Despeckler: "a despeckler",
+}
+"""What messages call the models that are no denoisers."""
+
 
 def noise_levels(training: Training, denoiser: Model, step: int, count: int) -> Tensor:
     """The noise levels of a batch of `count` items, (count,) float32, a function of seed and step."""

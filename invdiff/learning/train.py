@@ -25,15 +25,13 @@ from tqdm import tqdm
 from ..core import Auto, Memory
 from ..core.errors import ConfigError
 from ..core.rng import Streams
-from ..priors.autoencoder import Autoencoder
 from ..priors.network import EDMDenoiser
-from ..priors.regression import Regression
 from .batches import Batch, Batches, Source, pieces, to_device
 from .checkpoints import LATEST, restore, start_anew, store
 from .distributed import Team
 from .interrupts import postponed
 from .journal import Journal
-from .objectives import Model, item_losses, noise_levels
+from .objectives import KINDS, Model, item_losses, noise_levels
 from .settings import Training
 from .sheets import draw, write_sheet
 from .start import Start, start_from
@@ -98,10 +96,9 @@ class _Run(Generic[Trained]):
 
     def __init__(self, denoiser: Trained, source: Source, training: Training, out: Path) -> None:
         foreign = training.sheet_every or training.drop or (training.objective, training.levels) != ("edm", "lognormal")
-        if isinstance(denoiser, (Autoencoder, EndToEnd, Regression)) and foreign:
-            kinds = {Autoencoder: "an autoencoder", EndToEnd: "a reconstruction network", Regression: "a regression network"}
+        if not isinstance(denoiser, EDMDenoiser) and foreign:
             raise ConfigError(
-                f"fit: {kinds[type(denoiser)]} makes no draws, drops no condition and has no noise levels: leave sheet_every, "
+                f"fit: {KINDS[type(denoiser)]} makes no draws, drops no condition and has no noise levels: leave sheet_every, "
                 "drop, objective and levels out"
             )
         self.denoiser, self.training, self.out = denoiser, training, out

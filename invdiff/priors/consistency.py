@@ -19,18 +19,17 @@ References: Song, Dhariwal, Chen, Sutskever, Consistency models, 2023, arXiv:230
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.denoiser import Condition, Denoiser
-from ..core.errors import CapabilityError, ConfigError, ShapeError
-from .files import read, write
+from ..core.errors import ConfigError
+from .files import read
 from .layers import Network, over
-from .network import NETWORKS, EDMDenoiser
+from .network import NETWORKS, EDMDenoiser, Preconditioned
 
 __all__ = ["Consistency", "ConsistencyModel", "load_consistency"]
 
@@ -43,27 +42,8 @@ class Consistency(Denoiser):
         """False: samplers that need E[x0 | x] refuse it."""
         return False
 
-    def check(
-        self,
-        data: Tensor,
-        *,
-        sigmas: Sequence[float] | None = None,
-        seed: int = 0,
-        expected: Mapping[str, Sequence[float]] | None = None,
-        batch: int = 16,
-    ) -> NoReturn:
-        """Refuse: what must hold of a posterior mean does not hold of a consistency function.
 
-        Raises:
-            CapabilityError: always.
-        """
-        raise CapabilityError(
-            f"{type(self).__name__}: a consistency function is no posterior mean, whose check this is: compare draws of "
-            "Multistep with data (metrics.fid, two_sample_test)"
-        )
-
-
-class ConsistencyModel(Consistency):
+class ConsistencyModel(Consistency, Preconditioned):
     """A consistency function from a preconditioned network.
 
     Args:
@@ -92,21 +72,8 @@ class ConsistencyModel(Consistency):
         mean: float = 0.0,
         bf16: bool = False,
     ) -> None:
-        channels = net.architecture["channels_in"]
-        super().__init__((channels, *[None] * net.dims), sigma_min, sigma_max)
-        if net.architecture["channels_out"] != channels or not net.noise:
-            raise ConfigError(
-                f"ConsistencyModel: expected a {type(net).__name__} with a noise level and as many channels out as in, got "
-                f"noise={net.noise}, {channels} and {net.architecture['channels_out']}"
-            )
-        if not (0.0 < sigma_data < float("inf") and abs(mean) < float("inf")):
-            raise ConfigError(f"ConsistencyModel: expected sigma_data > 0 and a finite mean, got {sigma_data} and {mean}")
-        self.net, self.sigma_data, self.mean, self.bf16, self.divisor = net, float(sigma_data), float(mean), bf16, net.divisor
-        self.facts: dict[str, Any] = {}
-
-    @property
-    def origin(self) -> float:
-        return self.mean
+        units = {"sigma_data": sigma_data, "mean": mean, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        super().__init__(net, **units, bf16=bf16, preconditioning="consistency")
 
     @classmethod
     def of(cls, teacher: EDMDenoiser) -> ConsistencyModel:
@@ -125,9 +92,7 @@ class ConsistencyModel(Consistency):
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """f(x, sigma), given the condition if the network has one."""
-        if any(n % self.divisor for n in x.shape[2:]):
-            size = tuple(x.shape[2:])
-            raise ShapeError(f"ConsistencyModel: expected sizes that are multiples of {self.divisor}, got {size}: pad or crop")
+        self.require_size(x)
         dtype = next(self.net.parameters()).dtype
         # in the dtype that sigma came in, where sigma_min is rounded as it was
         gap = over((sigma - self.sigma_min).to(x.dtype), x.ndim - 1)
@@ -137,34 +102,6 @@ class ConsistencyModel(Consistency):
             out = self.net((centred / total).to(dtype), (sigma.log() / 4).to(dtype), condition)
         shrink = gap.square() / (gap.square() + self.sigma_data**2)
         return x - shrink * centred + (gap * self.sigma_data / total) * out.to(x.dtype)
-
-    def null(self, condition: Condition) -> dict[str, Tensor]:
-        """What stands for no condition, see `EDMDenoiser.null`."""
-        return self.net.null(condition)
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """What makes the same model again, but for its weights."""
-        return {
-            "network": type(self.net).__name__,
-            "architecture": self.net.architecture,
-            "preconditioning": "consistency",
-            "sigma_data": self.sigma_data,
-            "mean": self.mean,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-            "shape": list(self.shape),
-        }
-
-    def save(self, path: str | Path, facts: Mapping[str, Any] | None = None, *, dtype: torch.dtype | None = None) -> None:
-        """Write weights, architecture and facts as one safetensors file, for `load_consistency`; see `EDMDenoiser.save`.
-
-        Raises:
-            ConfigError: the facts are no JSON, the dtype is another, or a weight is beyond its range.
-            DataError: the file can't be written.
-        """
-        header = self.header | {"facts": dict(self.facts if facts is None else facts)}
-        write(path, self.net.state_dict(), header, dtype)
 
 
 def load_consistency(path: str | Path, *, sha256: str | None = None, bf16: bool = False) -> ConsistencyModel:

@@ -37,12 +37,98 @@ from .fno import FNO
 from .layers import Network, over
 from .unet import UNet
 
-__all__ = ["NETWORKS", "EDMDenoiser", "denoising_error", "load_network"]
+__all__ = ["NETWORKS", "EDMDenoiser", "Preconditioned", "denoising_error", "load_network"]
 
 NETWORKS = {cls.__name__: cls for cls in (UNet, DiT, FNO, BandUNet)}
 
 
-class EDMDenoiser(Denoiser):
+class Preconditioned(Denoiser):
+    """Base of the functions that a network makes with a preconditioning: units, header and file.
+
+    Args:
+        net: F(x, noise, condition) for x of unit root mean square: a UNet, a DiT or an FNO.
+        sigma_data: root mean square of the data about `mean`, in its units.
+        mean: one number for all channels and pixels.
+        sigma_min, sigma_max: its noise levels.
+        bf16: run the network under bfloat16 autocast. The skip path stays in the input's dtype.
+        preconditioning: its name in the file.
+
+    Attributes:
+        facts: what the file says about it.
+
+    Raises:
+        ConfigError: sigma_data is not positive, the network's channels in and out differ, or it has no noise level.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        *,
+        sigma_data: float,
+        mean: float,
+        sigma_min: float,
+        sigma_max: float,
+        bf16: bool,
+        preconditioning: str,
+    ) -> None:
+        channels, name = net.architecture["channels_in"], type(self).__name__
+        super().__init__((channels, *[None] * net.dims), sigma_min, sigma_max)
+        if net.architecture["channels_out"] != channels:
+            raise ConfigError(f"{name}: the network maps {channels} channels to {net.architecture['channels_out']}")
+        if not net.noise:
+            raise ConfigError(f"{name}: the {type(net).__name__} has no noise level: make it with noise=True")
+        if not (0.0 < sigma_data < float("inf") and abs(mean) < float("inf")):
+            raise ConfigError(f"{name}: expected sigma_data > 0 and a finite mean, got {sigma_data} and {mean}")
+        self.net, self.sigma_data, self.mean, self.bf16 = net, float(sigma_data), float(mean), bf16
+        self.preconditioning, self.divisor = preconditioning, net.divisor
+        self.facts: dict[str, Any] = {}
+
+    @property
+    def origin(self) -> float:
+        return self.mean
+
+    def require_size(self, x: Tensor) -> None:
+        """Raise a ShapeError where a size of x (B, C, *spatial) is no multiple of `divisor`."""
+        if any(n % self.divisor for n in x.shape[2:]):
+            name, size = type(self).__name__, tuple(x.shape[2:])
+            raise ShapeError(f"{name}: expected sizes that are multiples of {self.divisor}, got {size}: pad or crop")
+
+    def null(self, condition: Condition) -> dict[str, Tensor]:
+        """What the network was told in place of a condition, if it was trained with `drop`; for classifier-free guidance."""
+        return self.net.null(condition)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What makes the same function again, but for its weights."""
+        return {
+            "network": type(self.net).__name__,
+            "architecture": self.net.architecture,
+            "preconditioning": self.preconditioning,
+            "sigma_data": self.sigma_data,
+            "mean": self.mean,
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "shape": list(self.shape),
+        }
+
+    def save(self, path: str | Path, facts: Mapping[str, Any] | None = None, *, dtype: torch.dtype | None = None) -> None:
+        """Write weights, architecture and facts (anything JSON can hold: data, licence, errors) as one safetensors file.
+
+        The file is written under a temporary name and renamed.
+
+        Args:
+            facts: None for its own.
+            dtype: of the stored weights, float32, float16 or bfloat16; None for that of the network. They are read as float32.
+
+        Raises:
+            ConfigError: the facts are no JSON, the dtype is another, or a weight is beyond its range.
+            DataError: the file can't be written.
+        """
+        header = self.header | {"facts": dict(self.facts if facts is None else facts)}
+        write(path, self.net.state_dict(), header, dtype)
+
+
+class EDMDenoiser(Preconditioned):
     """E[x0 | x] from a preconditioned network; signals, images and volumes of any size that the network divides.
 
     Args:
@@ -73,23 +159,10 @@ class EDMDenoiser(Denoiser):
         bf16: bool = False,
         preconditioning: Literal["edm", "flow"] = "edm",
     ) -> None:
-        channels = net.architecture["channels_in"]
-        super().__init__((channels, *[None] * net.dims), sigma_min, sigma_max)
-        if net.architecture["channels_out"] != channels:
-            raise ConfigError(f"EDMDenoiser: the network maps {channels} channels to {net.architecture['channels_out']}")
-        if not net.noise:
-            raise ConfigError(f"EDMDenoiser: the {type(net).__name__} has no noise level: make it with noise=True")
-        if not (0.0 < sigma_data < float("inf") and abs(mean) < float("inf")):
-            raise ConfigError(f"EDMDenoiser: expected sigma_data > 0 and a finite mean, got {sigma_data} and {mean}")
         if preconditioning not in ("edm", "flow"):
             raise ConfigError(f"EDMDenoiser: expected preconditioning to be 'edm' or 'flow', got {preconditioning!r}")
-        self.net, self.sigma_data, self.mean, self.bf16 = net, float(sigma_data), float(mean), bf16
-        self.preconditioning, self.divisor = preconditioning, net.divisor
-        self.facts: dict[str, Any] = {}
-
-    @property
-    def origin(self) -> float:
-        return self.mean
+        units = {"sigma_data": sigma_data, "mean": mean, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        super().__init__(net, **units, bf16=bf16, preconditioning=preconditioning)
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """D(x, sigma), given the condition if the network has one."""
@@ -97,9 +170,7 @@ class EDMDenoiser(Denoiser):
 
     def through(self, net: Callable[..., Tensor], x: Tensor, sigma: Tensor, condition: Condition | None = None) -> Tensor:
         """D(x, sigma) with net(input, noise, condition) in place of the network, for those who look into it."""
-        if any(n % self.divisor for n in x.shape[2:]):
-            size = tuple(x.shape[2:])
-            raise ShapeError(f"EDMDenoiser: expected sizes that are multiples of {self.divisor}, got {size}: pad or crop")
+        self.require_size(x)
         dtype = next(self.net.parameters()).dtype
         sigma, centred = sigma.to(x.dtype), x - self.mean
         s = over(sigma, x.ndim - 1)
@@ -112,10 +183,6 @@ class EDMDenoiser(Denoiser):
         shrink = s / (s + self.sigma_data) if flow else (s / total).square()
         return x - shrink * centred + over(self.output_scale(sigma), x.ndim - 1) * out.to(x.dtype)
 
-    def null(self, condition: Condition) -> dict[str, Tensor]:
-        """What the network was told in place of a condition, if it was trained with `drop`; for classifier-free guidance."""
-        return self.net.null(condition)
-
     def output_scale(self, sigma: Tensor) -> Tensor:
         """c_out(sigma), (B,) -> (B,): what one unit of the network's output is in data units.
 
@@ -124,36 +191,6 @@ class EDMDenoiser(Denoiser):
         if self.preconditioning == "flow":
             return -sigma * self.sigma_data / (sigma + self.sigma_data)
         return sigma * self.sigma_data / (sigma.square() + self.sigma_data**2).sqrt()
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """What makes the same denoiser again, but for its weights."""
-        return {
-            "network": type(self.net).__name__,
-            "architecture": self.net.architecture,
-            "preconditioning": self.preconditioning,
-            "sigma_data": self.sigma_data,
-            "mean": self.mean,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-            "shape": list(self.shape),
-        }
-
-    def save(self, path: str | Path, facts: Mapping[str, Any] | None = None, *, dtype: torch.dtype | None = None) -> None:
-        """Write weights, architecture and facts (anything JSON can hold: data, licence, errors) as one safetensors file.
-
-        The file is written under a temporary name and renamed.
-
-        Args:
-            facts: None for those of the denoiser.
-            dtype: of the stored weights, float32, float16 or bfloat16; None for that of the network. They are read as float32.
-
-        Raises:
-            ConfigError: the facts are no JSON, the dtype is another, or a weight is beyond its range.
-            DataError: the file can't be written.
-        """
-        header = self.header | {"facts": dict(self.facts if facts is None else facts)}
-        write(path, self.net.state_dict(), header, dtype)
 
 
 def load_network(path: str | Path, *, sha256: str | None = None, bf16: bool = False) -> EDMDenoiser:
