@@ -82,7 +82,9 @@ class Streams:
         """Uniform numbers in the open interval (0, 1), (len(draws), *shape)."""
         count = math.prod(shape)
         u = (self._words(step, count, purpose, device)[:, :count].double() + 0.5) * 2.0**-32
-        return u.reshape(len(self.draws), *shape).to(dtype)
+        # narrower dtypes round the largest numbers to one, and half precision the smallest to zero
+        finest = torch.finfo(dtype)
+        return u.reshape(len(self.draws), *shape).to(dtype).clamp(finest.tiny, 1.0 - finest.eps / 2.0)
 
     def normal(
         self,
@@ -98,7 +100,7 @@ class Streams:
             return torch.view_as_complex(real)
         count = math.prod(shape)
         words = (self._words(step, count, purpose, device).double() + 0.5) * 2.0**-32
-        u = words.reshape(len(self.draws), -1, 2)
+        u = words.unflatten(1, (-1, 2))
         radius, angle = torch.sqrt(-2.0 * torch.log(u[..., 0])), 2.0 * math.pi * u[..., 1]
         z = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1)
         return z[:, :count].reshape(len(self.draws), *shape).to(dtype)

@@ -169,8 +169,7 @@ def _parcels(scene: _Scene, count: int) -> None:
     def of_parcel(values: Tensor) -> Tensor:
         return values.gather(1, which.flatten(1)).view_as(which)
 
-    # float32 rounds the largest uniform numbers to 1
-    crop = (_CROPS * of_parcel(scene.draw("crop", count))).floor().clamp_max(_CROPS - 1)
+    crop = (_CROPS * of_parcel(scene.draw("crop", count))).floor()
     direction = angle + 0.5 * math.pi * (of_parcel(scene.draw("furrows", count)) < 0.5)
     period = 3.0 + 6.0 * of_parcel(scene.draw("period", count))
     furrows = (2.0 * math.pi * (scene.x * direction.cos() + scene.y * direction.sin()) / period).sin()
@@ -238,7 +237,7 @@ def _town(scene: _Scene, count: int) -> None:
         # a wall that faces the radar flashes
         bright = _DECIBEL * (COVER["wall"][0] + 12.0 * (2.0 * turn).cos().square() * values[:, 6] - 6.0)
         scene.paint(wall & ~roof, "wall", bright.expand_as(scene.u), scene.colour)
-        kind = roofs[(3.0 * values[:, 4, 0, 0]).long().clamp_max(2)][..., None, None] * (0.8 + 0.4 * values[:, 5])[:, None]
+        kind = roofs[(3.0 * values[:, 4, 0, 0]).long()][..., None, None] * (0.8 + 0.4 * values[:, 5])[:, None]
         scene.paint(roof, "roof", colour=kind)
 
 

@@ -68,6 +68,18 @@ def test_complex_normals_have_unit_components():
     assert abs(float(z.imag.var()) - 1) < 0.04
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+@pytest.mark.parametrize("word", [0, 0xFFFFFFFF])
+def test_uniform_numbers_are_inside_the_open_interval_in_every_dtype(monkeypatch, word, dtype):
+    monkeypatch.setattr(Streams, "_words", lambda *_: torch.full((1, 4), word))
+    u = Streams(0).uniform(0, (4,), dtype=dtype)
+    assert bool((u > 0).all()) and bool((u < 1).all())
+
+
+def test_no_draws_have_no_numbers():
+    assert Streams(0, ()).normal(0, (3, 5)).shape == Streams(0, ()).uniform(0, (3, 5)).shape == (0, 3, 5)
+
+
 @pytest.mark.parametrize("seed", [True, 1.5, 2**63, "0"])
 def test_a_seed_is_an_integer_of_64_bits(seed):
     with pytest.raises(ConfigError, match="seed"):
