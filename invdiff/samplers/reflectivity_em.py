@@ -19,24 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from ..core import CapabilityError, ConfigError, Denoiser, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, Problem, Sampler, State, Streams
 from ..core.speckle_prox import prox_log
 from ..guidance import require_gaussian
 from ..operators.speckled import speckle_of
-from .split_gibbs import draw_image, first_level, hierarchical, require_levels
+from .split_gibbs import Phased, draw_image, first_level, hierarchical, pulses_to_focus, require_levels
 
 __all__ = ["ReflectivityEM"]
-
-
-@dataclass(frozen=True)
-class Estimated(State):
-    """A State with the errors of phase, (B, P), and the worst residual of conjugate gradients."""
-
-    phases: Tensor
-    residual: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,7 @@ class ReflectivityEM(Sampler):
         CapabilityError: as of `SplitGibbs`.
     """
 
-    state_class: ClassVar[type[State]] = Estimated
+    state_class: ClassVar[type[State]] = Phased
     kind: ClassVar[str] = "point"
     needs: ClassVar[frozenset[str]] = frozenset({"forward"})
     steps: int = 30
@@ -72,22 +61,19 @@ class ReflectivityEM(Sampler):
                 f"{self.last}, {self.first}, {self.probes} and {self.cg_steps}"
             )
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Estimated:
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Phased:
         a, own = hierarchical(problem, prior, self.name)
-        if self.autofocus and len(a.out_shape) != 3:
-            raise CapabilityError(f"ReflectivityEM: autofocus needs a measurement (1, P, K), got {a.out_shape}")
+        pulses = pulses_to_focus(a, self.name) if self.autofocus else 0
         require_levels(own, self.first, self.last, self.name)
         x = problem.y.real.new_zeros(len(streams.draws), *problem.shape)
         x[:, :1] += first_level(a, problem.y, own)
-        return Estimated(0, x, x.new_zeros(len(x), a.out_shape[-2] if self.autofocus else 0), 0.0)
+        return Phased(0, x, x.new_zeros(len(x), pulses), 0.0)
 
-    def step(self, problem: Problem, prior: Denoiser, state: Estimated, streams: Streams) -> Estimated:  # type: ignore[override]
+    def step(self, problem: Problem, prior: Denoiser, state: Phased, streams: Streams) -> Phased:  # type: ignore[override]
         a, own = hierarchical(problem, prior, self.name)
         sigma, u = require_gaussian(problem, "ReflectivityEM"), state.x[:, :1]
         rho = self.first * (self.last / self.first) ** (state.step / max(1, self.steps - 1))
-        y = problem.y.expand(len(u), *a.out_shape)
-        if self.autofocus:
-            y = y * torch.polar(torch.ones_like(state.phases), -state.phases)[:, None, :, None]
+        y = state.focused(problem.y).expand(len(u), *a.out_shape)
         mean, residual = draw_image(a, y, sigma, u, None, 0, self.cg_steps)
         power = mean.abs().square()
         for k in range(self.probes):
@@ -99,8 +85,7 @@ class ReflectivityEM(Sampler):
         phases = state.phases
         if self.autofocus:
             phases = (a(mean).conj() * problem.y / sigma.square()).sum((1, 3)).angle()
-        return Estimated(state.step + 1, speckle_of(u, mean), phases, residual)
+        return Phased(state.step + 1, speckle_of(u, mean), phases, residual)
 
-    def describe(self, state: Estimated) -> dict[str, Any]:  # type: ignore[override]
-        facts: dict[str, Any] = {"residual": state.residual}
-        return facts | {"phases": state.phases.tolist()} if self.autofocus and state.step == self.steps else facts
+    def describe(self, state: Phased) -> dict[str, Any]:  # type: ignore[override]
+        return state.facts(last=state.step == self.steps)

@@ -40,6 +40,7 @@ from .integrators import Churn, Integrator
 
 __all__ = [
     "Chain",
+    "Phased",
     "SplitGibbs",
     "Splitting",
     "draw_image",
@@ -47,18 +48,36 @@ __all__ = [
     "first_level",
     "hierarchical",
     "log_intensity",
+    "pulses_to_focus",
     "require_levels",
 ]
 
 
 @dataclass(frozen=True)
-class Chain(State):
-    """A State with the auxiliary log-reflectivity v, (B, 1, H, W), the errors of phase, (B, P), and CG's worst residual."""
+class Phased(State):
+    """A State with the errors of phase of the pulses, (B, P), no pulses without autofocus, and CG's worst residual."""
+
+    phases: Tensor
+    residual: float
+
+    def focused(self, y: Tensor) -> Tensor:
+        """The measurement (1, P, K) with the errors of phase taken off, (B, 1, P, K); as it is without autofocus."""
+        if not self.phases.shape[1]:
+            return y
+        return y * torch.polar(torch.ones_like(self.phases), -self.phases)[:, None, :, None]
+
+    def facts(self, last: bool) -> dict[str, Any]:
+        """What a sampler reports of the step; the phases after the last one."""
+        facts: dict[str, Any] = {"residual": self.residual}
+        return facts | {"phases": self.phases.tolist()} if last and self.phases.shape[1] else facts
+
+
+@dataclass(frozen=True)
+class Chain(Phased):
+    """A state of `SplitGibbs`: the auxiliary log-reflectivity v, (B, 1, H, W), and the coupling."""
 
     v: Tensor
-    phases: Tensor
     rho: float
-    residual: float
 
 
 @dataclass(frozen=True)
@@ -142,26 +161,23 @@ class SplitGibbs(Splitting):
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Chain:
         a, own = hierarchical(problem, prior, self.name)
-        if self.autofocus and len(a.out_shape) != 3:
-            raise CapabilityError(f"SplitGibbs: autofocus needs a measurement (1, P, K), got {a.out_shape}")
+        pulses = pulses_to_focus(a, self.name) if self.autofocus else 0
         require_levels(own, self.first, self.last, self.name)
         u = problem.y.real.new_zeros(len(streams.draws), 1, *problem.shape[1:]) + first_level(a, problem.y, own)
-        phases = u.new_zeros(len(u), a.out_shape[-2] if self.autofocus else 0)
-        return Chain(0, torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1), u, phases, self.first, 0.0)
+        x = torch.cat((u, torch.zeros_like(u), torch.zeros_like(u)), 1)
+        return Chain(0, x, u.new_zeros(len(u), pulses), 0.0, u, self.first)
 
     def step(self, problem: Problem, prior: Denoiser, state: Chain, streams: Streams) -> Chain:  # type: ignore[override]
         a, reflectivity = hierarchical(problem, prior, self.name)
         sigma, k, rho = require_gaussian(problem, "SplitGibbs"), state.step, self._rho(state.step)
-        turn = torch.polar(torch.ones_like(state.phases), -state.phases)[:, None, :, None] if self.autofocus else 1.0
-        image, residual = draw_image(a, problem.y * turn, sigma, state.v, streams, k, self.cg_steps)
+        image, residual = draw_image(a, state.focused(problem.y), sigma, state.v, streams, k, self.cg_steps)
         phases = self._phases(a(image), problem.y, sigma, streams, k) if self.autofocus else state.phases
         v = draw_log_reflectivity(log_intensity(image), state.x[:, :1], rho, streams, k)
         u = self._denoised(reflectivity, v, rho, streams, k)
-        return Chain(k + 1, speckle_of(u, image), v, phases, rho, residual)
+        return Chain(k + 1, speckle_of(u, image), phases, residual, v, rho)
 
     def describe(self, state: Chain) -> dict[str, Any]:  # type: ignore[override]
-        facts: dict[str, Any] = {"rho": state.rho, "residual": state.residual}
-        return facts | {"phases": state.phases.tolist()} if self.autofocus and state.step == self.steps else facts
+        return {"rho": state.rho} | state.facts(last=state.step == self.steps)
 
     @staticmethod
     def _phases(clean: Tensor, y: Tensor, sigma: Tensor, streams: Streams, k: int) -> Tensor:
@@ -247,6 +263,17 @@ def first_level(a: LinearOperator, y: Tensor, prior: Denoiser) -> float | Tensor
     if not bool(energy > 0):
         return prior.origin
     return float(3.0 * energy.log() - 2.0 * image.log()) - math.log(back.numel())
+
+
+def pulses_to_focus(a: LinearOperator, who: str) -> int:
+    """Number of pulses P of a measurement (1, P, K).
+
+    Raises:
+        CapabilityError: the measurement has another shape.
+    """
+    if len(a.out_shape) != 3:
+        raise CapabilityError(f"{who}: autofocus needs a measurement (1, P, K), got {a.out_shape}")
+    return a.out_shape[-2]
 
 
 def require_levels(prior: Denoiser, first: float, last: float, who: str) -> None:
