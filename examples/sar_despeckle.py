@@ -1,13 +1,15 @@
 """Despeckling of a radar image: Lee's filter, wavelet shrinkage, and draws of the log-reflectivity with their spread.
 
-    python examples/sar_despeckle.py [SLC] [--dataset NAME] [--whiten] [--temper 1.0] [--draws 8] [--out FILE.png] [--tiny]
+    python examples/sar_despeckle.py [SLC] [--dataset NAME] [--whiten] [--window R C H W] [--temper 1.0] [--draws 8]
+                                     [--out FILE.png] [--tiny]
 
 SLC is a single-look complex image (.npy, HDF5, GeoTIFF); without one, a made-up scene of one look, of which the truth is known.
 Printed are mean, variance and the correlation of neighbours of the ratio image, intensity over estimate, which are 1, 1 and 0
 for one look where the estimate is right, the equivalent number of looks in the most even block, and the error of the
-log-reflectivity where it is known. A posterior mean contains some of its data: its ratio has a mean and a variance below one,
-that of a draw has not. Neighbouring pixels of real images are correlated: --whiten undoes the processor's window, --temper
-below one says that each pixel knows less than it seems.
+log-reflectivity where it is known. The mean of the draws is that of their reflectivity, which has the power of the image. A mean
+contains some of its data: the variance of its ratio is below that of a draw's. Neighbouring pixels of real images are correlated:
+--whiten undoes the processor's window, --temper below one says that each pixel knows less than it seems. --window cuts out first
+row, first column, rows and columns after whitening: what lies outside of the swath has no speckle to speak of.
 """
 
 import argparse
@@ -29,6 +31,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("slc", nargs="?")
 parser.add_argument("--dataset")
 parser.add_argument("--whiten", action="store_true")
+parser.add_argument("--window", type=int, nargs=4)
 parser.add_argument("--temper", type=float, default=1.0)
 parser.add_argument("--draws", type=int, default=8)
 parser.add_argument("--out", type=Path, default=Path("outputs/sar_despeckle.png"))
@@ -40,14 +43,15 @@ prior, u = invdiff.prior("terrain_level"), None
 if given.slc:
     pixels = torch.from_numpy(read_complex_image(given.slc, given.dataset).pixels)
     pixels = whiten_spectrum(pixels)[0] if given.whiten else pixels
-    rows, columns = (n // prior.divisor * prior.divisor for n in pixels.shape)
-    problem = log_problem(pixels[:rows, :columns], kind="complex")
+    row, column, rows, columns = given.window or (0, 0, *pixels.shape)
+    pixels = pixels[row:, column:][: rows // prior.divisor * prior.divisor, : columns // prior.divisor * prior.divisor]
+    problem = log_problem(pixels, kind="complex")
 else:
     u = LandCover(seed=1_000_000, size=size)((1,))["reflectivity"]
     problem = Problem.simulate(Identity((1, size, size)), LogIntensity(1.0), u, 0)
-samples = Despeckle(steps=sweeps, temper=given.temper)(problem, prior, draws, seed=0, progress=True)
+samples = Despeckle(steps=sweeps, last=0.4, temper=given.temper)(problem, prior, draws, seed=0, progress=True)
 estimates = {"Lee": Lee()(problem)[0], "wavelets": WaveletShrinkage()(problem)[0]}
-estimates |= {f"mean of {draws}": samples.mean[None], "one draw": samples.x[:1]}
+estimates |= {f"mean of {draws}": samples.x.exp().mean(0, keepdim=True).log(), "one draw": samples.x[:1]}
 
 block = min(16, size // 2)
 print(f"{'':<12} ratio: mean  variance  rows  columns   looks   error")

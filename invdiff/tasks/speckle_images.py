@@ -106,14 +106,15 @@ def log_reflectivity(item: Item) -> Operator:
 
 
 def ratio_score(item: Item, images: Tensor, *, looks: float = 1.0) -> Mapping[str, Any]:
-    """Of estimates of u (n, 1, H, W): mean, variance and correlation of neighbours of I / R for a file, R = e^u of their mean.
+    """Of estimates of u (n, 1, H, W): mean, variance and correlation of neighbours of I / R for a file, R the mean of e^u.
 
-    R is the geometric mean of the draws; of made-up scenes, whose measurement is not the item's, there is the truth instead.
+    The mean of R over the draws has the power of the image, E I = E R, which a mean of logarithms has not. Of made-up scenes,
+    whose measurement is not the item's, there is the truth instead.
     """
     if item.y is None:
         return {}
-    u = images.mean(0, keepdim=True)
-    found = ratio_statistics(item.y[None].to(u).exp(), u.exp(), looks)
+    reflectivity = images.exp().mean(0, keepdim=True)
+    found = ratio_statistics(item.y[None].to(reflectivity).exp(), reflectivity, looks)
     rows, columns = found.autocorrelation[0].tolist()
     facts = {"ratio_mean": float(found.mean[0]), "ratio_variance": float(found.variance[0])}
     return {**facts, "ratio_lag_row": rows, "ratio_lag_column": columns}
