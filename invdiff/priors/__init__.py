@@ -4,9 +4,11 @@
     a network of someone else    wrapped and its paths (paths, flows, steps), blind, multiscale; foreign (diffusers, deepinv,
                                  azula); sources (weights in files), cnn
     closed forms                 gaussian, field and spectra, mixture, lowrank, empirical, energy
-    adapters of another prior    affine, tiles, volumes, subspace, coarse, mapped, wavelet, conditional,
-                                 ensemble
+    adapters of another prior    affine, tiles, volumes, subspace, coarse, mapped, wavelet, conditional, told, ensemble, level,
+                                 cycle
     space-time fields            wdno (packed, bands, refine), regression
+    radar images                 speckled; despeckler and merlin, which are trained without clean images and are no priors
+    one evaluation to a draw     consistency, a function of its own kind: for the sampler `Multistep` alone
 
 `prior.check(data)` says whether one is wired up right.
 """
