@@ -8,7 +8,10 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint gpu clean
+.PHONY: help install demo test test-all lint gpu gpu-train clean
+# networks whose training data the package makes up by itself
+NETWORKS := ct128 ct128_autoencoder ct128_latent darcy64 source64 terrain128 sar_optical sar_optical_fast \
+	burgers_fno burgers_wdno burgers_wdno_sr smoke_wdno
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -34,6 +37,13 @@ gpu: $(STAMP)  ## the tests and benchmarks that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 	@for name in kernels dwt flows training overhead krylov_steps; do \
 	    echo "benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py --device cuda || exit 1; done
+
+gpu-train: $(STAMP)  ## full-size training of the shipped networks on a CUDA device; stopped, it goes on where it was
+	@for name in $(NETWORKS); do echo "$$name"; $(BIN)/invdiff train prior=$$name device=cuda out=outputs/train/$$name || exit 1; done
+	@for part in "0 4000" "1000 64"; do set -- $$part; \
+	    $(BIN)/invdiff simulate set=vorticity64 device=cuda generator.seed=$$1 count=$$2 out=outputs/train/vorticity_$$1.h5 || exit 1; done
+	@$(BIN)/invdiff train prior=vorticity64 device=cuda source.path=outputs/train/vorticity_0.h5 \
+	    card.held_out.path=outputs/train/vorticity_1000.h5 out=outputs/train/vorticity64
 
 clean:  ## remove .venv, outputs and caches
 	rm -rf $(VENV) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache *.egg-info
