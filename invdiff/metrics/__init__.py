@@ -4,14 +4,17 @@ from .calibration import (
     chi2,
     coverage,
     crps,
+    distance_ranks,
     energy_score,
     rank_histogram,
     rank_p_value,
     ranks,
     sliced_wasserstein,
+    wasserstein,
     z_cov,
     z_mean,
 )
+from .classifier import Classified, c2st
 from .frechet import Frechet, RandomFeatures, fid, frechet_distance
 from .image import nrmse, psnr, ssim, ssim_uniform7
 from .sar import (
@@ -25,24 +28,30 @@ from .sar import (
     target_to_clutter,
 )
 from .sar_response import PointResponse, point_response
+from .stein import Stein, kernel_stein
 from .two_sample import TwoSample, coarse, patch_moments, radial_spectrum, two_sample_test
 
 __all__ = [
+    "Classified",
     "Frechet",
     "PointResponse",
     "RandomFeatures",
     "RatioStatistics",
+    "Stein",
     "TwoSample",
+    "c2st",
     "chi2",
     "coarse",
     "coverage",
     "crps",
+    "distance_ranks",
     "edge_preservation",
     "energy_score",
     "entropy",
     "equivalent_looks",
     "fid",
     "frechet_distance",
+    "kernel_stein",
     "nrmse",
     "patch_moments",
     "phase_aligned_nrmse",
@@ -59,6 +68,7 @@ __all__ = [
     "ssim_uniform7",
     "target_to_clutter",
     "two_sample_test",
+    "wasserstein",
     "z_cov",
     "z_mean",
 ]
