@@ -1,7 +1,8 @@
 """Samplers against posteriors that are known in closed form."""
 
 from .cases import GAUSSIAN, MAKERS, MIXTURES, Case
-from .laboratory import Contender, Doubled, contenders, distances, moments, row, run, table
+from .contenders import Contender, Doubled, contenders
+from .laboratory import distances, moments, row, run, table
 
 __all__ = [
     "GAUSSIAN",

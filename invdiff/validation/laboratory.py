@@ -39,70 +39,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import Denoiser, Karras, Problem, Sampler, Streams
-from ..guidance import MMPS, Guidance, PiGDM
+from ..core import Streams
 from ..metrics import coverage, sliced_wasserstein, z_cov, z_mean
 from ..priors import GaussianPrior
-from ..samplers import (
-    BDIA,
-    DDNM,
-    DPS,
-    EDICT,
-    OBELM,
-    Ancestral,
-    Despeckle,
-    DFlow,
-    DiffPIR,
-    Euler,
-    Guided,
-    Heun,
-    Laplace,
-    Multistep,
-    REDDiff,
-    ReflectivityEM,
-    Reversible,
-    SplitGibbs,
-    Steered,
-)
-from .cases import GAUSSIAN, MAKERS, MIXTURES, Case
+from .cases import MAKERS, MIXTURES, Case
+from .contenders import Contender, contenders
 
-__all__ = ["Contender", "Doubled", "contenders", "distances", "moments", "row", "run", "table"]
+__all__ = ["distances", "moments", "row", "run", "table"]
 
 PROBLEMS = 3
-
-
-@dataclass(frozen=True)
-class Doubled(Guidance):
-    """A planted fault: twice the correction of another guidance.
-
-    Args:
-        guidance: the right one.
-    """
-
-    guidance: Guidance = MMPS(cg_steps=8)  # noqa: RUF009  # frozen
-
-    def __call__(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        return _Doubled(prior, self.guidance(prior, problem))
-
-
-class _Doubled(Denoiser):
-    def __init__(self, prior: Denoiser, guided: Denoiser) -> None:
-        super().__init__(prior.shape, prior.sigma_min, prior.sigma_max)
-        self.prior, self.guided = prior, guided
-
-    @property
-    def origin(self) -> float | Tensor:
-        return self.prior.origin
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return 2.0 * self.guided(x, sigma) - self.prior(x, sigma)
 
 
 def moments(draws: Tensor, case: Case) -> dict[str, float]:
@@ -128,114 +79,6 @@ def moments(draws: Tensor, case: Case) -> dict[str, float]:
         m = case.problem.operator.out_shape[0]
         row |= {"observed": float(ratio[:m].mean()), "null": float(ratio[m:].mean())}
     return row
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A sampler, what is claimed of it, and where.
-
-    Attributes:
-        claim: "exact", "biased" or "wrong".
-        cases: names in `MAKERS`.
-        known: of a biased one, (lowest, highest) by name of a statistic: what 4,000 and 1,000 draws gave, with room for their
-        spread. exact_prior: step with the closed-form posterior's own denoiser instead of the prior's.
-    """
-
-    name: str
-    sampler: Sampler
-    claim: str
-    cases: tuple[str, ...]
-    known: dict[str, tuple[float, float]] = field(default_factory=dict)
-    exact_prior: bool = False
-
-
-def _about(mean_error: float | None, observed: float, null: float) -> dict[str, tuple[float, float]]:
-    """Intervals around known values: 7 % of a variance ratio is five standard errors of 12 directions and 1,000 draws."""
-    ratios = {"observed": observed, "null": null}
-    known = {key: (0.93 * v - 0.01, 1.07 * v + 0.01) for key, v in ratios.items()}
-    return known if mean_error is None else known | {"mean_error": (0.93 * mean_error - 0.05, 1.07 * mean_error + 0.05)}
-
-
-# on `white`: the ancestral rule loses variance in proportion to its step; the others as their equations say (tests/exact)
-KNOWN_STEPS = {
-    50: _about(None, 0.80, 0.82),
-    100: _about(None, 0.897, 0.896),
-    200: _about(None, 0.944, 0.943),
-    400: _about(None, 0.972, 0.971),
-}
-DEVIATES = {"ratio": (1.2, math.inf)}
-KNOWN = {
-    "dps": _about(1.85, 0.363, 0.971),
-    "ddnm+": _about(3.293, 0.0, 0.067),
-    "diffpir": _about(0.05, 0.478, 0.482),
-    "steered": _about(3.423, 0.0, 0.943),
-    "dflow": _about(0.071, 0.0, 0.001),
-    "edict": _about(0.038, 1.312, 1.258),
-    "reddiff": _about(1.929, 0.009, 0.139),
-}
-
-
-def contenders() -> list[Contender]:
-    """Every sampler of the package, with its claim."""
-    fine, edm = Karras(sigma_max=300.0, sigma_min=0.005), Karras(sigma_max=100.0, sigma_min=0.02)
-    mmps, pigdm, far = MMPS(cg_steps=8), PiGDM(), Karras(sigma_max=3000.0, sigma_min=0.02)
-    heun: dict[str, Any] = {"integrator": Heun(), "grid": fine, "steps": 60}
-    rows = [
-        Contender("mmps, heun", Guided(guidance=mmps, **heun), "exact", GAUSSIAN),
-        Contender("pigdm, heun", Guided(guidance=pigdm, **heun), "exact", ("white",)),
-        Contender("mmps, o-belm", Reversible(mmps, OBELM(), fine, steps=60), "exact", GAUSSIAN),
-        Contender("mmps, bdia", Reversible(mmps, BDIA(), fine, steps=60), "exact", ("white", "coloured")),
-        Contender("laplace", Laplace(steps=1), "exact", ("field",)),
-        Contender("split gibbs", SplitGibbs(), "exact", ("speckle",)),
-        Contender("split gibbs, 160 sweeps", SplitGibbs(steps=160), "exact", ("speckle",)),
-        Contender("split gibbs, rho = 1", SplitGibbs(steps=40, last=1.0), "wrong", ("speckle",)),
-        Contender("despeckle", Despeckle(), "exact", ("despeckling",)),
-        Contender("despeckle, rho = 1", Despeckle(steps=40, last=1.0), "wrong", ("despeckling",)),
-        Contender("reflectivity em", ReflectivityEM(), "biased", ("speckle",), known={"distance": (0.40, 0.48)}),
-        Contender("multistep", Multistep(steps=1), "exact", ("consistency",)),
-        Contender("multistep, 4 steps", Multistep(steps=4), "exact", ("consistency",)),
-        Contender("mmps doubled", Guided(guidance=Doubled(), **heun), "wrong", ("white", "coloured")),
-    ]
-    # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the
-    # integrator is deterministic; the ancestral one forgets its start, and wants its steps at lower levels
-    near = replace(far, sigma_max=300.0)
-    for integrator, grid, steps in ((Heun(), far, 80), (Euler(), far, 800), (Ancestral(), near, 800)):
-        name = f"exact denoiser, {type(integrator).__name__.lower()}"
-        exact = Guided(integrator=integrator, grid=grid, steps=steps)
-        rows.append(Contender(name, exact, "exact", MIXTURES, exact_prior=True))
-    undone = Reversible(None, OBELM(), far, steps=80)
-    rows.append(Contender("exact denoiser, o-belm", undone, "exact", MIXTURES, exact_prior=True))
-    # of first order: it asks for e of the second iterate at the level that the first one has left
-    coupled = Reversible(mmps, EDICT(), edm, steps=100)
-    rows.append(Contender("mmps, edict, 100 steps", coupled, "biased", ("white",), KNOWN["edict"]))
-    # the ridge regression of a flow of 12 steps: next to the posterior mean
-    flow = DFlow(flow_steps=12, regulariser="gaussian", lr=0.1, memory="full", grid=edm, steps=100)
-    rows.append(Contender("d-flow", flow, "biased", ("white",), KNOWN["dflow"]))
-    for steps, known in KNOWN_STEPS.items():
-        known_bias = Guided(guidance=mmps, integrator=Ancestral(), grid=edm, steps=steps)
-        rows.append(Contender(f"mmps, ancestral, {steps} steps", known_bias, "biased", ("white",), known))
-    biased: dict[str, Any] = {
-        "pigdm, heun": Guided(guidance=pigdm, **heun),
-        "dps": DPS(zeta=1.0, grid=edm, steps=400),
-        "ddnm+": DDNM(grid=edm, steps=200),
-        "diffpir": DiffPIR(lam=1.0, zeta=1.0, grid=edm, steps=200),
-        "steered": Steered(grid=edm, steps=200),
-        "reddiff": REDDiff(grid=edm, steps=1000),
-    }
-    rows += [Contender(name, sampler, "biased", ("white",), KNOWN[name]) for name, sampler in biased.items() if name in KNOWN]
-    rows.append(
-        Contender(
-            "mmps, heun",
-            Guided(guidance=mmps, integrator=Heun(), grid=far, steps=60),
-            "biased",
-            MIXTURES,
-            DEVIATES,
-        )
-    )
-    for name, sampler in biased.items():
-        wide = replace(sampler, grid=far)
-        rows.append(Contender(name, wide, "biased", MIXTURES, DEVIATES))
-    return rows
 
 
 def run(quick: bool = False, progress: bool = False) -> list[dict[str, Any]]:
