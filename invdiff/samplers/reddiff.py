@@ -13,6 +13,13 @@ them differently:
     nvlabs          A^T (A mu - y) / m + lam w (eps_hat - eps) / n       means over m measurements, n unknowns; sigma_y unused
     inversebench    2 A^T (A mu - y) + lam w (eps_hat - eps)             sums; sigma_y unused; lam over its observation weight
 
+With w = 1 / sigma ("score") and lam = 1 the expected force of any prior is -grad log p_sigma smoothed by sigma, here (C +
+sigma^2)^{-1} mu: it does not vanish at low noise, and the end point is the mode of the posterior, whatever sigma_y is: nothing
+is fitted to the noise. Its spread, about J eps / sigma with J the denoiser's Jacobian, is odd in eps to first order, and
+cancels in the pair (eps, -eps), for a Gaussian prior exactly.
+
+The parallel form takes several levels, spread evenly over the grid and moving through it, in each step, and their mean force.
+
 References: Mardani, Song, Kautz, Vahdat, A variational perspective on solving inverse problems with diffusion models, ICLR
 2024, arXiv:2305.04391, Algorithm 1; Kingma, Ba, Adam: a method for stochastic optimization, 2015, arXiv:1412.6980, Algorithm
 1.
@@ -42,6 +49,7 @@ WEIGHTS: dict[str, Callable[[float], float]] = {
     "clip": lambda sigma: min(sigma, 1.0),
     "two_thirds": lambda sigma: sigma ** (2.0 / 3.0),
     "constant": lambda _: 1.0,
+    "score": lambda sigma: 1.0 / sigma,
 }
 
 
@@ -60,7 +68,9 @@ class REDDiff(Sampler):
 
     Args:
         lam: weight of the prior.
-        weight: w(sigma), one of `WEIGHTS`; "linear" is the paper's 1/SNR.
+        weight: w(sigma), one of `WEIGHTS`; "linear" is the paper's 1/SNR, "score" the one that allows for the noise.
+        antithetic: take each eps with its opposite, for twice the evaluations.
+        parallel: levels in each step.
         scaling: of the two terms, see above.
         init_from: mu at the start: "pinv" A^+ y, as in the paper; "ridge" (A^T A + sigma_y^2)^-1 A^T y, the same where noise is
             small, for operators whose pseudoinverse amplifies it; "adjoint" A^T y; "zeros"; or "prior", what is left of zero
@@ -70,6 +80,7 @@ class REDDiff(Sampler):
         steps: number of levels.
 
     Raises:
+        ConfigError: an argument is out of its range, or parallel above steps.
         CapabilityError: scaling is "likelihood" and the noise is not Gaussian.
     """
 
@@ -77,6 +88,8 @@ class REDDiff(Sampler):
     state_class: ClassVar[type[State]] = Moments
     lam: float = 0.25
     weight: str = "linear"
+    antithetic: bool = False
+    parallel: int = 1
     scaling: Literal["likelihood", "nvlabs", "inversebench"] = "likelihood"
     init_from: Literal["pinv", "ridge", "adjoint", "zeros", "prior"] = "pinv"
     lr: float = 0.1
@@ -95,6 +108,8 @@ class REDDiff(Sampler):
                 raise ConfigError(f"REDDiff: expected {key} to be one of {', '.join(allowed)}, got {getattr(self, key)!r}")
         if not (self.lr > 0 and self.lam >= 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ConfigError(f"REDDiff: expected lr > 0, lam >= 0 and betas in [0, 1), got {self}")
+        if not 1 <= self.parallel <= self.steps:
+            raise ConfigError(f"REDDiff: expected parallel from 1 to steps={self.steps}, got {self.parallel}")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -124,26 +139,37 @@ class REDDiff(Sampler):
         return Moments(0, mu, torch.zeros_like(mu), torch.zeros_like(mu), levels(self.grid, self.steps, prior)[0])
 
     def step(self, problem: Problem, prior: Denoiser, state: Moments, streams: Streams) -> Moments:  # type: ignore[override]
-        mu, t, sigma = state.x, state.step + 1, levels(self.grid, self.steps, prior)[state.step]
+        mu, t, grid = state.x, state.step + 1, levels(self.grid, self.steps, prior)
+        sigma = grid[state.step]
         with torch.no_grad():
-            eps = streams.normal(t, problem.shape, dtype=mu.dtype, device=mu.device)
-            g = self.gradient(problem, prior, mu, sigma, eps)
+            g = self.data_force(problem, mu)
+            for j in range(self.parallel):
+                level = grid[(state.step + j * self.steps // self.parallel) % self.steps]
+                eps = streams.normal(t, problem.shape, f"step{j}" if j else "step", mu.dtype, mu.device)
+                g = g + self.prior_force(problem, prior, mu, level, eps) / self.parallel
             first = self.beta1 * state.first + (1.0 - self.beta1) * g
             second = self.beta2 * state.second + (1.0 - self.beta2) * g.square()
             root = (second / (1.0 - self.beta2**t)).sqrt() + 1e-8
             mu = mu - self.lr / (1.0 - self.beta1**t) * first / root
         return Moments(t, mu, first, second, sigma)
 
-    def gradient(self, problem: Problem, prior: Denoiser, mu: Tensor, sigma: float, eps: Tensor) -> Tensor:
-        """The objective's gradient with respect to mu for one draw of eps, (B, *shape)."""
+    def prior_force(self, problem: Problem, prior: Denoiser, mu: Tensor, sigma: float, eps: Tensor) -> Tensor:
+        """lam w (eps_hat - eps), in the scaling's units, (B, *shape)."""
+        denoised = prior(mu + sigma * eps, mu.new_full((len(mu),), sigma))
+        if self.antithetic:
+            denoised = 0.5 * (denoised + prior(mu - sigma * eps, mu.new_full((len(mu),), sigma)))
+        force = self.lam * WEIGHTS[self.weight](sigma) * (mu - denoised) / sigma
+        return force / math.prod(problem.shape) if self.scaling == "nvlabs" else force
+
+    def data_force(self, problem: Problem, mu: Tensor) -> Tensor:
+        """The gradient of the data term, (B, *shape)."""
         predicted, back = problem.operator.vjp(mu)
         residual = problem.y - predicted
-        force = self.lam * WEIGHTS[self.weight](sigma) * (mu - prior(mu + sigma * eps, mu.new_full((len(mu),), sigma))) / sigma
         if self.scaling == "likelihood":
-            return force - back(residual / require_gaussian(problem, "REDDiff").square())
+            return -back(residual / require_gaussian(problem, "REDDiff").square())
         if self.scaling == "nvlabs":
-            return force / math.prod(problem.shape) - back(residual) / problem.operator.count_measured()
-        return force - 2.0 * back(residual)
+            return -back(residual) / problem.operator.count_measured()
+        return -2.0 * back(residual)
 
     def describe(self, state: Moments) -> dict[str, Any]:  # type: ignore[override]
         return {"sigma": state.sigma}

@@ -187,6 +187,9 @@ def _known_biases() -> list[Contender]:
         "reddiff": REDDiff(grid=_EDM, steps=1000),
     }
     rows += [Contender(name, sampler, "biased", ("white",), KNOWN[name]) for name, sampler in biased.items()]
+    # the mode of a Gaussian posterior is its mean: the error is that of Adam
+    mode = REDDiff(lam=1.0, weight="score", antithetic=True, lr=0.02, grid=Karras(sigma_max=10.0, sigma_min=0.005), steps=800)
+    rows.append(Contender("reddiff, score weight", mode, "biased", ("white",), {"mean_error": (0.0, 0.01)}))
     wide = {
         "mmps, heun": Guided(guidance=_MMPS, integrator=Heun(), grid=_FAR, steps=60),
         "pigdm, heun": Guided(guidance=_PIGDM, integrator=Heun(), grid=_FAR, steps=60),

@@ -14,7 +14,7 @@ import torch
 from invdiff.core import Denoiser, Gaussian, Karras, LinearOperator, LogUniform, Problem, Streams
 from invdiff.guidance import MMPS, Guidance, PiGDM
 from invdiff.priors import GaussianPrior
-from invdiff.samplers import DDIM, DDNM, DPS, Ancestral, DiffPIR, Energy, Euler, Guided, Heun, REDDiff, Steered
+from invdiff.samplers import DDIM, DDNM, DPS, Ancestral, DiffPIR, Energy, Euler, Guided, Heun, Steered
 from invdiff.samplers.guided import Level
 
 F64 = torch.float64
@@ -343,49 +343,3 @@ def test_steered_projections_and_energies_are_their_formulas():
     )
     outside = Energy(operator, problem.y, sigma_low=0.7)
     torch.testing.assert_close(estimate(Steered(None, (outside,))), denoised, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("scaling", ["likelihood", "nvlabs", "inversebench"])
-@pytest.mark.parametrize("weight", ["linear", "square", "constant"])
-def test_reddiff_gradient_has_its_closed_form(scaling, weight):
-    """E[eps_hat - eps] = sigma (C + sigma^2)^-1 mu. It is linear in eps, which cancels in the pair (eps, -eps)."""
-    prior, problem, _ = coloured()
-    operator, sigma, lam = problem.operator, 0.7, 0.4
-    mu, eps = torch.randn(2, 3, 8, dtype=F64, generator=torch.Generator().manual_seed(0))
-    sampler = REDDiff(lam=lam, weight=weight, scaling=scaling)
-    got = 0.5 * sum(sampler.gradient(problem, prior, mu, sigma, sign * eps) for sign in (1, -1))
-    w = {"linear": sigma, "square": sigma**2, "constant": 1.0}[weight]
-    force = lam * w * sigma * torch.linalg.solve(prior.cov + sigma**2 * EYE, mu.T).T
-    data = (operator(mu) - problem.y) @ operator.matrix
-    expected = {
-        "likelihood": data / operator.sigma_y**2 + force,
-        "nvlabs": data / 4 + force / 8,
-        "inversebench": 2 * data + force,
-    }[scaling]
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
-
-
-def test_reddiff_steps_are_torchs_adam():
-    prior, problem, _ = coloured()
-    sampler = REDDiff(grid=EDM, steps=15, lr=0.05)
-    streams = Streams(2, 3)
-    state = sampler.init(problem, prior, streams)
-    mu = state.x.clone().requires_grad_()
-    adam = torch.optim.Adam([mu], lr=0.05, betas=(0.9, 0.99))
-    for k, sigma in enumerate(sampler.grid(15, prior.sigma_min, prior.sigma_max).tolist()[:-1]):
-        state = sampler.step(problem, prior, state, streams)
-        mu.grad = sampler.gradient(problem, prior, mu.detach(), sigma, streams.normal(k + 1, (8,), dtype=F64))
-        adam.step()
-    torch.testing.assert_close(state.x, mu.detach(), rtol=0, atol=1e-10)
-
-
-def test_reddiff_has_its_known_bias():
-    """A collapsed spread, and a mean at the data: 1000 steps of 0.1 end where the prior's force has vanished."""
-    rows = torch.stack(
-        [
-            moments(REDDiff(grid=EDM, steps=1000)(problem, prior, n=100, seed=1).x, problem, posterior)
-            for prior, problem, posterior in PROBLEMS
-        ]
-    ).mean(0)
-    error, observed, null = rows.tolist()
-    assert error > 1 and observed < 0.03 and 0.03 < null < 0.25
