@@ -1,8 +1,8 @@
 """Priors: everything that becomes a Denoiser.
 
     a network of ours            network, shipped; unet, dit, fno (layers); autoencoder and latent
-    a network of someone else    wrapped and its paths (paths, flows, steps), blind, multiscale; foreign (diffusers, deepinv,
-                                 azula); sources (weights in files), cnn
+    a network of someone else    wrapped and its paths (paths, flows, steps), mean_reverting, blind, multiscale; foreign (diffusers,
+                                 deepinv, azula); sources (weights in files), cnn
     closed forms                 gaussian, field and spectra, mixture, lowrank, empirical, energy
     adapters of another prior    affine, tiles, volumes, subspace, coarse, mapped, wavelet, conditional, told, ensemble, level,
                                  cycle
@@ -36,6 +36,7 @@ from .level import AnyLevel
 from .lowrank import LowRankMixture
 from .lowrank_fit import LowRankFit, fit_lowrank
 from .mapped import Mapped
+from .mean_reverting import MeanReverting, reverting_betas
 from .mixture import GaussianMixture
 from .multiscale import MultiScale, haar_merge, haar_split
 from .network import EDMDenoiser, denoising_error, load_network
@@ -102,6 +103,7 @@ __all__ = [
     "LowRankMixture",
     "Mapped",
     "Matern",
+    "MeanReverting",
     "Mixture",
     "MultiScale",
     "Named",
@@ -155,6 +157,7 @@ __all__ = [
     "radial_spectrum",
     "read_weights",
     "refine",
+    "reverting_betas",
     "scaled_linear_betas",
     "shipped",
     "shipped_autoencoder",

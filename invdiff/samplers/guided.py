@@ -1,6 +1,9 @@
 """A guidance and an integrator, on a grid of noise levels: one sampler for every pair.
 
-    x_0 = c + sigma_max z,    x_{k+1} = integrator.step(D_y, x_k, sigma_k, sigma_{k+1})
+    x_0 = c + sigma_max z,    x_{k+1}, past_{k+1} = integrator.advance(D_y, x_k, past_k, sigmas, k)
+
+The past is empty for rules of one step; where it is not, it is part of the state, so that a resumed or differentiated run has
+it too.
 
 The exact x at sigma_max is x0 + sigma_max z. A number c, the prior's `origin`, in place of x0 is an error O(prior variance /
 sigma_max^2) of the variance; of the mean, in standard deviations of the posterior, |posterior mean - c| / sigma_max for the
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +24,7 @@ from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State,
 from ..guidance import Guidance
 from .integrators import Heun, Integrator
 
-__all__ = ["ByGuidance", "Guided", "Level", "levels", "start"]
+__all__ = ["ByGuidance", "Guided", "Level", "PastLevel", "levels", "start"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class Level(State):
     """
 
     sigma: float = 0.0
+
+
+@dataclass(frozen=True)
+class PastLevel(Level):
+    """A level with what the integrator remembers, (keeps, B, *shape)."""
+
+    past: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def levels(grid: Grid, steps: int, prior: Denoiser) -> tuple[float, ...]:
@@ -101,7 +111,6 @@ class Guided(ByGuidance):
         CapabilityError: start is "guess" and the operator has none.
     """
 
-    state_class: ClassVar[type[State]] = Level
     guidance: Guidance | None = None
     integrator: Integrator = field(default_factory=Heun)
     grid: Grid = field(default_factory=Karras)
@@ -112,21 +121,29 @@ class Guided(ByGuidance):
             raise ConfigError(f'Guided: expected start to be "prior" or "guess", got {self.start!r}')
 
     @property
+    def state_class(self) -> type[State]:  # type: ignore[override]
+        return PastLevel if self.integrator.keeps else Level
+
+    @property
     def name(self) -> str:
         return f"Guided({type(self.guidance).__name__ if self.guidance else None}, {type(self.integrator).__name__})"
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
         if self.start == "prior":
-            return start(self.grid, self.steps, problem, prior, streams)
-        # one measurement, not yet one for each draw
-        guess = problem.operator.guess(problem.y)
-        return pure_noise(levels(self.grid, self.steps, prior)[0], problem, guess, streams)
+            first = start(self.grid, self.steps, problem, prior, streams)
+        else:
+            # one measurement, not yet one for each draw
+            guess = problem.operator.guess(problem.y)
+            first = pure_noise(levels(self.grid, self.steps, prior)[0], problem, guess, streams)
+        keeps = self.integrator.keeps
+        return PastLevel(0, first.x, first.sigma, first.x.new_zeros(keeps, *first.x.shape)) if keeps else first
 
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigmas, k = levels(self.grid, self.steps, prior), state.step
 
         def noise() -> Tensor:
-            return streams.normal(state.step + 1, problem.shape, dtype=state.x.dtype, device=state.x.device)
+            return streams.normal(k + 1, problem.shape, dtype=state.x.dtype, device=state.x.device)
 
-        x = self.integrator.step(prior, state.x, sigma, sigma_next, noise)
-        return Level(state.step + 1, x, sigma_next)
+        past = state.past if isinstance(state, PastLevel) else state.x.new_zeros(0)
+        x, past = self.integrator.advance(prior, state.x, past, sigmas, k, noise)
+        return PastLevel(k + 1, x, sigmas[k + 1], past) if self.integrator.keeps else Level(k + 1, x, sigmas[k + 1])

@@ -1,5 +1,6 @@
 """Churn against the reverse diffusion of a Gaussian: each step is a x + b z, so that its law is known without a draw."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -8,7 +9,8 @@ import torch
 
 from invdiff.core import ConfigError
 from invdiff.priors import GaussianPrior
-from invdiff.samplers import Ancestral, Churn, Heun
+from invdiff.samplers import DDIM, Ancestral, Churn, Euler, Heun
+from invdiff.samplers.integrators import RFSolver
 
 F64 = torch.float64
 TAU, SIGMA = 0.7, 2.0
@@ -76,3 +78,45 @@ def test_chains_start_about_the_centre_of_the_prior():
     assert abs(means[0] - 7.5) < 0.4
     # from pure noise about zero the same law is missed
     assert means[1] < 6.8
+
+
+def test_rf_solver_is_the_flows_own_second_order_step():
+    """X = (1 - tau) x, velocity v = (X - D) / tau, and X' = X + d v + d^2 / 2 (v_m - v) / (d / 2), d = tau' - tau."""
+    mean = torch.tensor([0.4, -1.0, 2.0], dtype=F64)
+    prior = GaussianPrior(mean, torch.tensor([0.1, 1.0, 3.0], dtype=F64), sigma_min=1e-4, sigma_max=100.0)
+
+    def velocity(flow, tau):
+        sigma = tau / (1.0 - tau)
+        return (flow - prior(flow / (1.0 - tau), torch.full((len(flow),), sigma, dtype=F64))) / tau
+
+    x = torch.tensor([[1.0, -3.0, 0.5], [0.0, 7.0, -2.0]], dtype=F64)
+    for sigma, then in ((80.0, 30.0), (2.0, 1.5), (0.1, 0.02)):
+        tau, tau_then = sigma / (1.0 + sigma), then / (1.0 + then)
+        d, flow = tau_then - tau, (1.0 - tau) * x
+        v = velocity(flow, tau)
+        derivative = (velocity(flow + 0.5 * d * v, tau + 0.5 * d) - v) / (0.5 * d)
+        wanted = (flow + d * v + 0.5 * d * d * derivative) / (1.0 - tau_then)
+        torch.testing.assert_close(RFSolver().step(prior, x, sigma, then, lambda: x), wanted, rtol=1e-11, atol=1e-11)
+        # the float32 step loses no more than its rounding, at high levels too
+        single = RFSolver().step(copy.deepcopy(prior).float(), x.float(), sigma, then, lambda: x)
+        torch.testing.assert_close(single.double(), wanted, rtol=1e-6, atol=1e-6)
+    # in other units, the same
+    other = GaussianPrior(255.0 * mean, 255.0**2 * prior.variances, sigma_min=1e-2, sigma_max=3e4)
+    scaled = RFSolver(255.0).step(other, 255.0 * x, 255.0 * 2.0, 255.0 * 1.5, lambda: x)
+    torch.testing.assert_close(scaled, 255.0 * RFSolver().step(prior, x, 2.0, 1.5, lambda: x), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ConfigError, match="unit > 0"):
+        RFSolver(0.0)
+
+
+def test_declared_orders_of_the_rules_of_one_step():
+    """Of the moments, from one point, for those with noise; orders of the deterministic ones are in test_linear_multistep."""
+    found = {type(r).__name__: (r.order, r.keeps) for r in (Euler(), Heun(), DDIM(), Ancestral(), Churn(), RFSolver())}
+    assert {k for k, v in found.items() if v == (2, 0)} == {"Heun", "RFSolver"}
+    assert {k for k, v in found.items() if v == (1, 0)} == {"Euler", "DDIM", "Ancestral", "Churn"}
+
+
+def test_a_rule_of_one_step_advances_by_it():
+    x, past = torch.ones(3, 1, dtype=F64), torch.zeros(0)
+    for rule in (Euler(), Heun(), Churn(), RFSolver()):
+        found, kept = rule.advance(PRIOR, x, past, [SIGMA, 1.0, 0.5, 0.0], 1, lambda: x)
+        assert torch.equal(found, rule.step(PRIOR, x, 1.0, 0.5, lambda: x)) and kept is past
