@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import ShapeError
 from .operator import LinearOperator, Operator
+from .spectrum import Remembered, Spectrum, given, matrix_spectrum, unchanged
 
 __all__ = [
     "Adjoint",
@@ -27,6 +29,9 @@ __all__ = [
     "flatten_real",
     "scale",
 ]
+
+
+Formula = Callable[[Tensor], Tensor]
 
 
 def compose(outer: Operator, inner: Operator) -> Operator:
@@ -90,7 +95,7 @@ class _LinearComposition(LinearOperator):
     def __init__(self, outer: LinearOperator, inner: LinearOperator) -> None:
         super().__init__(inner.in_shape, outer.out_shape, in_complex=inner.in_complex, out_complex=outer.out_complex)
         self.outer, self.inner = outer, inner
-        self.measured = outer.measured
+        self.measured, self.unitary = outer.measured, outer.unitary and inner.unitary
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -111,6 +116,26 @@ class _LinearComposition(LinearOperator):
         if isinstance(self.inner, ViewAsComplex):
             return self.inner.adjoint(self.outer.pinv(y))
         return super().pinv(y)
+
+    @property
+    def spectral(self) -> bool:
+        if isinstance(self.outer, _Multiple) or self.outer.unitary:
+            return self.inner.spectral
+        return self.outer.spectral and self.inner.unitary
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        if not self.spectral:
+            return super().spectrum(like)
+        if isinstance(self.outer, _Multiple) or self.outer.unitary:
+            own = self.inner.spectrum(like)
+            factor = abs(self.outer.factor) if isinstance(self.outer, _Multiple) else 1.0
+            return Spectrum(factor * own.values, own.to, own.back)
+        own = self.outer.spectrum(like)
+        if not self.outer.in_complex or self.inner.in_complex:
+            return Spectrum(own.values, partial(_after, own.to, self.inner), partial(_before, own.back, self.inner))
+        return Spectrum(
+            torch.cat((own.values, own.values)), partial(_parts, own.to, self.inner), partial(_whole, own.back, self.inner)
+        )
 
     def guess(self, y: Tensor) -> Tensor:
         """The guess of the inner operator at that of the outer one, which is not A^+ y."""
@@ -183,6 +208,14 @@ class Gram(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.operator.normal(y)
 
+    @property
+    def spectral(self) -> bool:
+        return self.operator.spectral
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        own = self.operator.spectrum(like)
+        return Spectrum(own.values.square(), own.to, own.back)
+
 
 class Stack(LinearOperator):
     """[A_1; A_2; ...]: several linear measurements of the same unknown as one.
@@ -236,6 +269,8 @@ class ViewAsComplex(LinearOperator):
         shape: shape of the complex tensor without the batch, (C, *spatial).
     """
 
+    unitary = True
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__((2 * shape[0], *shape[1:]), tuple(shape), out_complex=True)
 
@@ -266,12 +301,18 @@ class Matrix(LinearOperator):
             raise ShapeError(f"Matrix: expected (m, {prod(shape)}) for unknowns {shape}, got {tuple(matrix.shape)}")
         super().__init__(shape, (len(matrix),), in_complex=matrix.is_complex(), out_complex=matrix.is_complex())
         self.register_buffer("matrix", matrix)
+        self._remembered = Remembered()
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.matrix.T
 
     def adjoint(self, y: Tensor) -> Tensor:
         return (y @ self.matrix.conj()).reshape(-1, *self.in_shape)
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        at = given(like)
+        key = (self.matrix.data_ptr(), self.matrix._version, self.matrix.dtype, at.real.dtype, at.device)
+        return self._remembered(key, partial(matrix_spectrum, self.matrix, self.in_shape, at))
 
 
 class Unmeasured(LinearOperator):
@@ -291,6 +332,28 @@ class Unmeasured(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y)
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        kind, device = (torch.float64, None) if like is None else (like.real.dtype, like.device)
+        return Spectrum(torch.zeros(self.in_shape, dtype=kind, device=device), unchanged, unchanged)
+
+
+def _after(to: Formula, inner: LinearOperator, x: Tensor) -> Tensor:
+    return to(inner(x))
+
+
+def _before(back: Formula, inner: LinearOperator, c: Tensor) -> Tensor:
+    return inner.adjoint(back(c))
+
+
+def _parts(to: Formula, view: LinearOperator, x: Tensor) -> Tensor:
+    """Complex coefficients as (real parts, imaginary parts)."""
+    c = to(view(x))
+    return torch.cat((c.real, c.imag), 1)
+
+
+def _whole(back: Formula, view: LinearOperator, c: Tensor) -> Tensor:
+    return view.adjoint(back(torch.complex(*c.chunk(2, 1))))
 
 
 def dense(operator: LinearOperator, dtype: torch.dtype = torch.float64, device: torch.device | str | None = None) -> Tensor:

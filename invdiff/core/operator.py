@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from .counting import operator_call
 from .errors import CapabilityError, NumericalError, ShapeError
 from .linalg import cg, expand
+
+if TYPE_CHECKING:
+    from .spectrum import Spectrum
 
 __all__ = ["LinearOperator", "Operator"]
 
@@ -218,8 +221,13 @@ class Operator(nn.Module):
 class LinearOperator(Operator):
     """A linear operator with its exact adjoint: <A x, y> = <x, A^H y> for Re<., .>.
 
-    Subclasses write `forward` and `adjoint`, and `normal`, `solve`, `pinv` where the structure has a closed form.
+    Subclasses write `forward` and `adjoint`, and `normal`, `solve`, `pinv`, `spectrum` where the structure has a closed form.
+
+    Attributes:
+        unitary: whether A^H A = A A^H = I.
     """
+
+    unitary: bool = False
 
     _entries: ClassVar[dict[str, Callable[..., Any]]] = {
         "forward": _linear,
@@ -262,6 +270,30 @@ class LinearOperator(Operator):
         from .algebra import Gram
 
         return Gram(self)
+
+    @property
+    def spectral(self) -> bool:
+        """Whether `spectrum` is known; override it where that depends on more than the class."""
+        return self.unitary or type(self).spectrum is not LinearOperator.spectrum
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        """A^H A = V diag(a^2) V^H with a fast V, see `core.spectrum`; V = I where the operator is unitary.
+
+        Args:
+            like: for the precision and the device of the values; None is float64 on the CPU.
+
+        Raises:
+            CapabilityError: the operator has none, see `spectral`.
+        """
+        if not self.unitary:
+            raise CapabilityError(
+                f"{type(self).__name__} has no singular values in closed form: core.spectrum.Decomposed(operator) computes "
+                "them, of up to 4096 unknowns"
+            )
+        from .spectrum import Spectrum, unchanged
+
+        values = torch.ones(self.in_shape, dtype=torch.float64)
+        return Spectrum(values if like is None else values.to(like.device, like.real.dtype), unchanged, unchanged)
 
     def solve(self, b: Tensor, rho: Tensor | float) -> Tensor:
         """(A^H A + rho I)^-1 b for rho > 0, a number or one per item (B,); here by conjugate gradients per item."""

@@ -50,9 +50,13 @@ class State:
 
 
 def capabilities(operator: Operator) -> frozenset[str]:
-    """What an operator offers to samplers, of {"forward", "vjp", "adjoint", "solve"}."""
-    linear = {"adjoint", "solve"} if isinstance(operator, LinearOperator) else set()
-    return frozenset({"forward", "vjp"} | linear)
+    """What an operator offers to samplers, of {"forward", "vjp", "adjoint", "solve", "spectral"}.
+
+    "spectral" is a `spectrum`: A^H A = V diag(a^2) V^H with a fast unitary V, which not every linear operator has.
+    """
+    if not isinstance(operator, LinearOperator):
+        return frozenset({"forward", "vjp"})
+    return frozenset({"forward", "vjp", "adjoint", "solve"} | ({"spectral"} if operator.spectral else set()))
 
 
 @dataclass(frozen=True, kw_only=True)

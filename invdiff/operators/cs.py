@@ -14,6 +14,7 @@ arXiv:2403.17006.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from math import ceil, prod
 
@@ -25,6 +26,7 @@ from ..core.errors import ConfigError
 from ..core.linalg import expand
 from ..core.operator import LinearOperator
 from ..core.rng import Streams
+from ..core.spectrum import Spectrum, flat_spectrum, given, reflect, reflect_back, reflectors, significant
 from .constants import Constants
 
 __all__ = ["BlockCS", "DenseCS", "PermutedCS"]
@@ -47,6 +49,7 @@ class DenseCS(LinearOperator):
         super().__init__(shape, (_count(n, ratio, "DenseCS"),))
         self.seed = seed
         self.constants = Constants(partial(_orthonormal_rows, m=self.out_shape[0], n=n, seed=seed))
+        self.basis = Constants(partial(_reflected, m=self.out_shape[0], n=n, seed=seed, parts=(n,)))
 
     def forward(self, x: Tensor) -> Tensor:
         (phi,) = self.constants(x)
@@ -62,6 +65,9 @@ class DenseCS(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y)
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        return flat_spectrum(self.in_shape, *self.basis(given(like)))
 
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}, seed={self.seed}"
@@ -89,6 +95,7 @@ class BlockCS(LinearOperator):
         self.constants = Constants(partial(_orthonormal_rows, m=m, n=block**2, seed=seed))
         extents = [(rows[1], columns[1]) for rows, columns in self.kinds]
         self.spectra = Constants(partial(_decompositions, m=m, block=block, seed=seed, extents=extents))
+        self.bases = Constants(partial(_bases, m=m, block=block, seed=seed, extents=extents))
 
     def forward(self, x: Tensor) -> Tensor:
         (phi,) = self.constants(x)
@@ -115,6 +122,33 @@ class BlockCS(LinearOperator):
         per_row = len(self.kinds) // len({rows.start for (rows, _), _ in self.kinds})
         lines = [torch.cat(parts[i : i + per_row], dim=3) for i in range(0, len(parts), per_row)]
         return self._join(torch.cat(lines, dim=2))
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        values = []
+        for (s, *_), (_, _, rows, columns), inside in self._each(given(like)):
+            blocks = self.in_shape[0] * (rows.stop - rows.start) * (columns.stop - columns.start)
+            values.append(torch.cat((s, s.new_zeros(len(inside) - len(s)))).repeat(blocks))
+        return Spectrum(significant(torch.cat(values), self.block**2), self._coefficients, self._image)
+
+    def _coefficients(self, x: Tensor) -> Tensor:
+        blocks = self._split(x)
+        return torch.cat([reflect(blocks[at][..., inside], h, tau).flatten(1) for (_, h, tau), at, inside in self._each(x)], 1)
+
+    def _image(self, c: Tensor) -> Tensor:
+        blocks, begin = c.new_zeros(len(c), self.in_shape[0], *self.grid, self.block**2), 0
+        for (_, h, tau), at, inside in self._each(c):
+            part = blocks[at]
+            end = begin + part[0, ..., 0].numel() * len(inside)
+            part[..., inside] = reflect_back(c[:, begin:end].reshape(*part.shape[:-1], -1), h, tau)
+            begin = end
+        return self._join(blocks)
+
+    def _each(self, like: Tensor) -> Iterator[tuple[tuple[Tensor, ...], tuple[slice, ...], Tensor]]:
+        """Of each kind of block: singular values and reflections, its place among the blocks, its pixels inside the image."""
+        bases, k = self.bases(like), torch.arange(self.block, device=like.device)
+        for i, ((rows, h), (columns, w)) in enumerate(self.kinds):
+            inside = (k[:h, None] * self.block + k[:w]).flatten()
+            yield bases[3 * i : 3 * i + 3], (slice(None), slice(None), rows, columns), inside
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, rows, columns, block^2), zero outside the image."""
@@ -154,6 +188,8 @@ class PermutedCS(LinearOperator):
         super().__init__(shape, (runs, m))
         self.length, self.seed, self.full = length, seed, n == runs * length
         self.constants = Constants(partial(_orthonormal_rows, m=m, n=length, seed=matrix_seed))
+        parts = (length,) * (n >= length) + (n % length,) * (n % length > 0)
+        self.basis = Constants(partial(_reflected, m=m, n=length, seed=matrix_seed, parts=parts))
         order = Streams(seed).uniform(0, (n,), "permutation", torch.float64)[0].argsort()
         self.register_buffer("order", order, persistent=False)
 
@@ -175,6 +211,36 @@ class PermutedCS(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y) if self.full else super().pinv(y)
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        values = []
+        for (s, _, tau), runs, size in self._each(given(like)):
+            values.append(torch.cat((s, s.new_zeros(size - len(tau)))).repeat(runs))
+        return Spectrum(significant(torch.cat(values), self.length), self._coefficients, self._image)
+
+    def _coefficients(self, x: Tensor) -> Tensor:
+        permuted, parts, begin = x.flatten(1)[:, self.order], [], 0
+        for (_, h, tau), runs, size in self._each(x):
+            run = permuted[:, begin : begin + runs * size].unflatten(1, (runs, size))
+            parts.append(reflect(run, h, tau).flatten(1))
+            begin += runs * size
+        return torch.cat(parts, 1)
+
+    def _image(self, c: Tensor) -> Tensor:
+        parts, begin = [], 0
+        for (_, h, tau), runs, size in self._each(c):
+            run = c[:, begin : begin + runs * size].unflatten(1, (runs, size))
+            parts.append(reflect_back(run, h, tau).flatten(1))
+            begin += runs * size
+        permuted = torch.cat(parts, 1)
+        return torch.empty_like(permuted).index_copy_(1, self.order, permuted).reshape(-1, *self.in_shape)
+
+    def _each(self, like: Tensor) -> Iterator[tuple[tuple[Tensor, ...], int, int]]:
+        """Singular values and reflections of full runs and of the last one, how many such runs, and the pixels of each."""
+        bases, n = self.basis(like), len(self.order)
+        kinds = [(n // self.length, self.length), (1, n % self.length)]
+        for i, (runs, size) in enumerate(kind for kind in kinds if min(kind) > 0):
+            yield bases[3 * i : 3 * i + 3], runs, size
 
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}, seed={self.seed}"
@@ -211,3 +277,20 @@ def _decompositions(m: int, block: int, seed: int, extents: list[tuple[int, int]
         v[inside.flatten()] = vt.mT
         parts += [u, s, v]
     return tuple(parts)
+
+
+def _reflected(m: int, n: int, seed: int, parts: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Singular values and the reflections of the right vectors of the first so many columns of the matrix, part by part."""
+    (phi,) = _orthonormal_rows(m, n, seed)
+    return tuple(t for size in parts for t in _seen(phi[:, :size]))
+
+
+def _bases(m: int, block: int, seed: int, extents: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """The same of what each kind of block sees."""
+    (phi,) = _orthonormal_rows(m, block**2, seed)
+    return tuple(t for h, w in extents for t in _seen(phi.unflatten(1, (block, block))[:, :h, :w].flatten(1)))
+
+
+def _seen(matrix: Tensor) -> tuple[Tensor, ...]:
+    _, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    return s, *reflectors(vt.mT)

@@ -6,14 +6,21 @@ With c = n // 2 the centre of an axis of n points,
 
 so that an operator which multiplies on both sides of the transform anyway gets the two shifts for nothing. For even n the
 factors are +1 and -1.
+
+The Hartley transform h = Re F x - Im F x, F the orthonormal FFT, is real, symmetric and its own inverse; for values w_k = w_-k
+it diagonalises F^H diag(w) F as F does, without the conjugate pairs of a real field.
+
+References: Bracewell, Discrete Hartley transform, JOSA 73, 1983.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["fft2c", "ifft2c", "shift_factors"]
+__all__ = ["fft2c", "hartley", "ifft2c", "shift_factors"]
 
 _AXES = (-2, -1)
 
@@ -26,6 +33,12 @@ def fft2c(x: Tensor) -> Tensor:
 def ifft2c(x: Tensor) -> Tensor:
     """Its inverse and adjoint."""
     return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(x, _AXES), norm="ortho"), _AXES)
+
+
+def hartley(x: Tensor, axes: Sequence[int] = _AXES) -> Tensor:
+    """Orthonormal Hartley transform of a real tensor over some axes, its own inverse and adjoint."""
+    f = torch.fft.fftn(x, dim=tuple(axes), norm="ortho")
+    return f.real - f.imag
 
 
 def shift_factors(size: tuple[int, int]) -> tuple[Tensor, Tensor]:

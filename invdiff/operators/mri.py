@@ -11,6 +11,7 @@ References: Pruessmann, Weiger, Scheidegger, Boesiger, SENSE: sensitivity encodi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, ShapeError
 from ..core.linalg import expand
 from ..core.operator import LinearOperator
+from ..core.spectrum import Spectrum, given
 from .constants import Constants
 from .fourier import shift_factors
 from .masks import equispaced_columns, random_columns, variable_density
@@ -87,12 +89,30 @@ class CartesianMRI(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y) if self.uniform else super().pinv(y)
 
+    @property
+    def spectral(self) -> bool:
+        return self.uniform
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        if not self.uniform:
+            return LinearOperator.spectrum(self, like)
+        shift, conjugate, _, _, mask = self.constants(given(like))
+        return Spectrum(mask[None], partial(_to_k_space, shift=shift), partial(_to_image, shift=conjugate))
+
 
 def _folded(mask: Tensor, maps: Tensor) -> tuple[Tensor, ...]:
     """Maps and mask with the shifts of the transform in them, each with its conjugate, and the mask alone."""
     before, after = shift_factors(mask.shape)
     folded = maps * before, mask * after
     return *(t for f in folded for t in (f, f.conj().resolve_conj())), mask.double()
+
+
+def _to_k_space(x: Tensor, shift: Tensor) -> Tensor:
+    return torch.fft.fft2(shift * x, norm="ortho")
+
+
+def _to_image(c: Tensor, shift: Tensor) -> Tensor:
+    return torch.fft.ifft2(c, norm="ortho") * shift
 
 
 def birdcage_maps(coils: int, size: tuple[int, int], *, radius: float = 1.5, dtype: torch.dtype = torch.complex64) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..core.errors import ConfigError, ShapeError
 from ..core.linalg import expand
 from ..core.operator import LinearOperator
+from ..core.spectrum import Spectrum, unchanged
 from .axes import per_axis
 from .cosine import dct, dst, idct, idst
 
@@ -117,6 +118,12 @@ class Every(LinearOperator):
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y)
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        kind, device = (torch.float64, None) if like is None else (like.real.dtype, like.device)
+        values = torch.zeros(self.in_shape, dtype=kind, device=device)
+        values[self.points] = 1.0
+        return Spectrum(values, unchanged, unchanged)
 
     def guess(self, y: Tensor) -> Tensor:
         """The band-limited field on a torus with the values y, without the Nyquist modes of the coarse grid."""

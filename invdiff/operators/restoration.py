@@ -23,7 +23,9 @@ from torch import Tensor
 from ..core.errors import ConfigError, ShapeError
 from ..core.linalg import expand
 from ..core.operator import LinearOperator
+from ..core.spectrum import Spectrum, given, significant, unchanged
 from .constants import Constants
+from .fourier import hartley
 from .masks import box_mask, random_mask
 
 __all__ = ["Blur", "Downsample", "Identity", "Mask", "box_inpainting", "gaussian_blur", "gaussian_kernel", "random_inpainting"]
@@ -37,6 +39,8 @@ class Identity(LinearOperator):
     Args:
         shape: of the image without the batch, (C, H, W) or any other.
     """
+
+    unitary = True
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape, shape)
@@ -94,6 +98,10 @@ class Mask(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         return y * self.measured
 
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        kind = torch.float64 if like is None else like.real.dtype
+        return Spectrum(self.measured.expand(self.in_shape).to(kind), unchanged, unchanged)
+
 
 class Blur(LinearOperator):
     """Periodic convolution of each channel, y = k * x.
@@ -138,6 +146,14 @@ class Blur(LinearOperator):
         cut = max(self.in_shape[-2:]) * torch.finfo(y.dtype).eps * k.abs().max()
         return self._filter(y, torch.where(k.abs() > cut, k.conj() / _power(k), 0.0))
 
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        (k,) = self.constants(given(like))
+        h, w = self.in_shape[-2:]
+        rows, columns = -torch.arange(h, device=k.device) % h, torch.arange(w // 2 + 1, w, device=k.device)
+        # |k| of a real kernel is the same at minus the frequency
+        full = torch.cat((k.abs(), k.abs()[rows][:, w - columns]), 1)
+        return Spectrum(significant(full, max(h, w)).expand(self.in_shape), hartley, hartley)
+
     def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=self.in_shape[-2:])
 
@@ -179,6 +195,7 @@ class Downsample(LinearOperator):
         super().__init__(shape, (channels, h // factor, w // factor))
         self.factor, self.kernel = factor, kernel
         self.constants = Constants(partial(_resampling, size=(h, w), factor=factor, kernel=kernel))
+        self.bases = Constants(partial(_bases, size=(h, w), factor=factor, kernel=kernel))
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, *_ = self.constants(x)
@@ -198,6 +215,11 @@ class Downsample(LinearOperator):
         _, _, uh, uw, vh, vw, s = self.constants(y)
         cut = max(self.in_shape[-2:]) * torch.finfo(y.dtype).eps * s.max()
         return vh @ (uh.mT @ y @ uw * torch.where(s > cut, 1.0 / s, 0.0)) @ vw.mT
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        vh, vw, s = self.bases(given(like))
+        values = significant(s, max(self.in_shape[-2:])).expand(self.in_shape)
+        return Spectrum(values, partial(_sandwich, left=vh.mT, right=vw), partial(_sandwich, left=vh, right=vw.mT))
 
     def extra_repr(self) -> str:
         return f"shape={self.in_shape}, factor={self.factor}, kernel={self.kernel}"
@@ -222,13 +244,30 @@ _KERNELS = {"bicubic": _bicubic, "lanczos": _lanczos, "box": _box}
 
 def _resampling(size: tuple[int, int], factor: int, kernel: str) -> tuple[Tensor, ...]:
     """W_h, W_w, U_h, U_w, V_h, V_w and the products of their singular values."""
-    matrices = []
-    for n in size:
-        position, pixel = torch.arange(n // factor, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
-        weights = _KERNELS[kernel]((pixel - (factor * (position[:, None] + 0.5) - 0.5)) / factor)
-        matrices.append(weights / weights.sum(1, keepdim=True))
+    matrices = [_interpolation(n, factor, kernel) for n in size]
     (uh, sh, vh), (uw, sw, vw) = (torch.linalg.svd(m, full_matrices=False) for m in matrices)
     return *matrices, uh, uw, vh.mT, vw.mT, sh[:, None] * sw
+
+
+def _bases(size: tuple[int, int], factor: int, kernel: str) -> tuple[Tensor, ...]:
+    """V_h (H, H) and V_w (W, W), with the null spaces, and the products of their singular values, (H, W)."""
+    values, bases = [], []
+    for n in size:
+        _, s, vt = torch.linalg.svd(_interpolation(n, factor, kernel))
+        values.append(torch.cat((s, s.new_zeros(n - len(s)))))
+        bases.append(vt.mT)
+    return *bases, values[0][:, None] * values[1]
+
+
+def _interpolation(n: int, factor: int, kernel: str) -> Tensor:
+    """The rows of one axis, (n / factor, n)."""
+    position, pixel = torch.arange(n // factor, dtype=torch.float64), torch.arange(n, dtype=torch.float64)
+    weights = _KERNELS[kernel]((pixel - (factor * (position[:, None] + 0.5) - 0.5)) / factor)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _sandwich(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return left @ x @ right
 
 
 def gaussian_kernel(sigma: float) -> Tensor:

@@ -18,6 +18,7 @@ References: Jakowatz, Wahl, Eichel, Ghiglia, Thompson, Spotlight-mode synthetic 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, ShapeError
 from ..core.linalg import expand
+from ..core.spectrum import Spectrum, given
 from .constants import Constants, as_given
 from .nufft import NUFFT
 from .sar import PhaseHistory, Radar, check_geometry, spacing
@@ -226,6 +228,20 @@ class FourierAperture(Radar):
 
     def pinv(self, y: Tensor) -> Tensor:
         return self.adjoint(y) / (self.in_shape[1] * self.in_shape[2])
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        _, shade = self.constants(given(like))
+        root = math.sqrt(self.in_shape[1] * self.in_shape[2])
+        values = shade.real.new_zeros(self.in_shape)
+        seen = torch.ones(self.out_shape) if self.measured is None else self.measured.expand(self.out_shape)
+        values[:, : self.out_shape[1], : self.out_shape[2]] = root * seen.to(values)
+        return Spectrum(values, partial(self._modes, shade=shade / root), partial(self._image, shade=shade.conj() / root))
+
+    def _modes(self, x: Tensor, shade: Tensor) -> Tensor:
+        return fft_pair(x * shade, -self.sign)
+
+    def _image(self, c: Tensor, shade: Tensor) -> Tensor:
+        return fft_pair(c, self.sign) * shade
 
 
 def plane_wave(like: PhaseHistory, *, screen: bool = True, accuracy: float = 1e-6) -> PlaneWave:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, ShapeError
 from ..core.operator import LinearOperator
+from ..core.spectrum import Spectrum, unchanged
 from .constants import Constants
 from .sar_cells import SPEED_OF_LIGHT
 
@@ -99,6 +100,8 @@ class VideoPhase(LinearOperator):
     Shapes: phase history at f_0 + K t' (B, 1, P, n) complex -> deramped echoes (B, 1, P, n) complex.
     """
 
+    unitary = True
+
     def __init__(self, pulses: int, samples: int, *, rate: float, sample_rate: float) -> None:
         _positive("VideoPhase", rate=abs(rate), sample_rate=sample_rate)
         super().__init__((1, pulses, samples), (1, pulses, samples), in_complex=True, out_complex=True)
@@ -166,8 +169,13 @@ class ChirpConvolution(LinearOperator):
         held = spectrum.abs() > 10.0 * torch.finfo(y.real.dtype).eps * spectrum.abs().max()
         return _to_frequencies(y) * held / torch.where(held, spectrum, 1.0)
 
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        values = self._power(torch.empty(self.in_shape, dtype=torch.float64) if like is None else like).sqrt()
+        cut = 10.0 * torch.finfo(values.dtype).eps * values.max()
+        return Spectrum(torch.where(values > cut, values, 0.0).expand(self.in_shape), unchanged, unchanged)
+
     def _power(self, like: Tensor) -> Tensor:
-        return self.constants(like)[0].abs().square() / like.shape[-1]
+        return self.constants(like)[0].abs().square() / self.in_shape[-1]
 
 
 def range_compress(operator: ChirpConvolution, raw: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class WaveletSynthesis(LinearOperator):
         self.dwt = dwt
         self.square = prod(self.in_shape) == prod(self.out_shape)
         self.scales = None if scales is None else self._expanded(torch.as_tensor(scales, dtype=torch.float64))
-        self.orthonormal = self.square and dwt.tight and self.scales is None
+        self.orthonormal = self.unitary = self.square and dwt.tight and self.scales is None
 
     def _expanded(self, scales: Tensor) -> Constants:
         bands, channels = len(self.dwt.names), self.out_shape[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from torch import Tensor
 from ...core.errors import ConfigError
 from ...core.linalg import expand
 from ...core.operator import LinearOperator
+from ...core.spectrum import Spectrum, given
 from ..constants import Constants, as_given
+from ..fourier import hartley
 from .observe import domain
 
 __all__ = ["FourierBand"]
@@ -96,6 +99,11 @@ class FourierBand(LinearOperator):
     def pinv(self, y: Tensor) -> Tensor:
         # a mode and its mirror image come back from the one that was measured
         return self.adjoint(torch.where(self.own, y, 2.0 * y))
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        (w,) = self.constants(given(like))
+        basis = partial(hartley, axes=self._axes)
+        return Spectrum(w.sqrt().expand(self.in_shape), basis, basis)
 
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}, {self.low} <= |k| <= {self.high}, length={self.length}"

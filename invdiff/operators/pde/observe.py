@@ -18,6 +18,7 @@ References: Tarantola, Inverse problem theory, SIAM 2005.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf, prod
 
 import torch
@@ -28,6 +29,7 @@ from ...core.noise import Gaussian
 from ...core.operator import LinearOperator
 from ...core.problem import Problem
 from ...core.rng import Streams
+from ...core.spectrum import Spectrum, given, reflect, reflect_back, reflectors
 from ..axes import per_axis
 from ..constants import Constants
 from .poisson import Boundary
@@ -44,6 +46,7 @@ class _Dense(LinearOperator):
         self.size = prod(shape[:axes])
         matrix = weights.reshape(-1, self.size).to(torch.float64)
         self.constants, self.decomposition = Constants(_itself, matrix), Constants(_decomposed, matrix)
+        self.basis = Constants(_reflected, matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         (w,) = self.constants(x)
@@ -66,6 +69,19 @@ class _Dense(LinearOperator):
         u, s, v = self.decomposition(y)
         inverse = torch.where(s > 0.0, 1.0 / s, 0.0)[:, None]
         return (v @ (inverse * (u.mT @ self._rows(y)))).reshape(-1, *self.in_shape)
+
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        like = given(like)
+        s, h, tau = self.basis(like)
+        values = torch.cat((s, s.new_zeros(self.size - len(s))))
+        columns = prod(self.in_shape) // self.size
+        return Spectrum(values.expand(columns, -1), partial(self._modes, h=h, tau=tau), partial(self._field, h=h, tau=tau))
+
+    def _modes(self, x: Tensor, h: Tensor, tau: Tensor) -> Tensor:
+        return reflect(self._columns(x).mT, h, tau)
+
+    def _field(self, c: Tensor, h: Tensor, tau: Tensor) -> Tensor:
+        return reflect_back(c, h, tau).mT.reshape(-1, *self.in_shape)
 
     def _columns(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), self.size, -1)
@@ -228,6 +244,12 @@ def _decomposed(w: Tensor) -> tuple[Tensor, ...]:
     """U, s, V with zero for the singular values that are rounding."""
     u, s, vh = torch.linalg.svd(w, full_matrices=False)
     return u, torch.where(s > max(w.shape) * torch.finfo(s.dtype).eps * s[:1], s, 0.0), vh.mT
+
+
+def _reflected(w: Tensor) -> tuple[Tensor, ...]:
+    """s, and the reflections of V."""
+    _, s, v = _decomposed(w)
+    return s, *reflectors(v)
 
 
 def domain(

@@ -38,9 +38,11 @@ from torch import Tensor
 from ...core.errors import ConfigError, ShapeError, require_positive
 from ...core.linalg import expand
 from ...core.operator import LinearOperator
+from ...core.spectrum import Spectrum, given, significant
 from ..axes import per_axis
 from ..constants import Constants
 from ..cosine import dct, idct
+from ..fourier import hartley
 
 __all__ = ["Diagonal", "Heat", "Helmholtz", "Poisson", "dst1"]
 
@@ -114,6 +116,15 @@ class Diagonal(LinearOperator):
         _, inverse, _ = self.constants(y)
         return self._filter(y, inverse)
 
+    def spectrum(self, like: Tensor | None = None) -> Spectrum:
+        m, *_ = self.constants(given(like))
+        if self._periodic:
+            # the last periodic axis is halved in m, whose modes j and n - j have the same eigenvalue
+            n = self.in_shape[self._periodic[-1] - 1]
+            j = torch.arange(n, device=m.device)
+            m = m.index_select(self._periodic[-1] - 2, torch.minimum(j, n - j))
+        return Spectrum(significant(m.abs(), max(self.in_shape[1:])).expand(self.in_shape), self._modes, self._field)
+
     def extra_repr(self) -> str:
         return f"{self.in_shape}, length={self.length}, boundary={self.boundary}, scheme={self.scheme}"
 
@@ -129,6 +140,19 @@ class Diagonal(LinearOperator):
     def residual(self, a: Tensor, u: Tensor) -> Tensor:
         """What the equation leaves of a pair, (B, C, *grid) both -> (B, C, *grid); zero to rounding where u = forward(a)."""
         raise NotImplementedError(f"{type(self).__name__} does not define residual(a, u)")
+
+    def _modes(self, x: Tensor) -> Tensor:
+        for axis, kind in enumerate(self.boundary, 2):
+            if kind != "periodic":
+                x = dst1(x, axis) if kind == "dirichlet" else dct(x, axis)
+        return hartley(x, self._periodic) if self._periodic else x
+
+    def _field(self, c: Tensor) -> Tensor:
+        x = hartley(c, self._periodic) if self._periodic else c
+        for axis, kind in enumerate(self.boundary, 2):
+            if kind != "periodic":
+                x = dst1(x, axis) if kind == "dirichlet" else idct(x, axis)
+        return x
 
     def _filter(self, x: Tensor, weight: Tensor) -> Tensor:
         size = [x.shape[i] for i in self._periodic]
