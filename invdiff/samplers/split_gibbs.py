@@ -36,6 +36,7 @@ from ..core.speckle_prox import prox_log
 from ..guidance import require_gaussian
 from ..operators.speckled import Speckled, speckle_of
 from ..priors.speckled import SpeckledPrior
+from .gibbs_steps import reverse
 from .integrators import Churn, Integrator
 
 __all__ = [
@@ -120,16 +121,7 @@ class Splitting(Sampler):
 
     def _denoised(self, prior: Denoiser, v: Tensor, rho: float, streams: Streams, k: int) -> Tensor:
         """A draw of u given v = u + rho n."""
-        low = prior.sigma_min
-        grid = [rho * (low / rho) ** (i / self.inner) for i in range(self.inner)] if rho > low else [rho]
-        x = v
-        for i, (now, then) in enumerate(zip(grid, [*grid[1:], 0.0], strict=True)):
-
-            def noise(i: int = i) -> Tensor:
-                return streams.normal(k, v.shape[1:], f"u{i}", v.dtype, v.device)
-
-            x = self.integrator.step(prior, x, now, then, noise)
-        return x
+        return reverse(prior, v, rho, integrator=self.integrator, inner=self.inner, streams=streams, step=k)
 
 
 @dataclass(frozen=True)
