@@ -3,57 +3,86 @@
 from .autofocus import minimum_entropy, phase_gradient, without_trend
 from .classical import Adjoint, Tikhonov, TotalVariation
 from .classical_speckle import Lee, WaveletShrinkage
+from .daps import DAPS
 from .ddnm import DDNM
+from .ddrm import DDRM
+from .ddsmc import DDSMC
 from .decoupled import Decoupled
 from .despeckle import Despeckle, log_problem
 from .dflow import DFlow
 from .diffpir import DiffPIR
 from .dps import DPS
-from .guided import Guided, Level
+from .gibbs_steps import DataDraw, ExactDraw, LangevinDraw
+from .guided import Guided, Level, PastLevel
 from .idm import IDM, shipped_idm
 from .idm_network import IDMNetwork, load_idm
-from .integrators import DDIM, Ancestral, Churn, Euler, Heun, Integrator
+from .integrators import DDIM, Ancestral, Churn, Euler, Heun, Integrator, RFSolver
+from .langevin import ALD, SKROCK, ULA
 from .laplace import Laplace
 from .least_squares import LeastSquares, Linearised
+from .linear_multistep import PNDM, DPMSolver, UniPC
+from .mcgdiff import MCGdiff
 from .multistep import Multistep
+from .particles import Particles
+from .pnpdm import PnPDM
 from .reddiff import REDDiff
 from .reflectivity_em import ReflectivityEM
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
+from .sitcom import SITCOM
 from .sparse import SBL, SparseL1
 from .split_gibbs import SplitGibbs
 from .steered import Energy, Steered
+from .tds import TDS
 
 __all__ = [
+    "ALD",
     "BDIA",
+    "DAPS",
     "DDIM",
     "DDNM",
+    "DDRM",
+    "DDSMC",
     "DPS",
     "EDICT",
     "IDM",
     "OBELM",
+    "PNDM",
     "SBL",
+    "SITCOM",
+    "SKROCK",
+    "TDS",
+    "ULA",
     "Adjoint",
     "Ancestral",
     "Churn",
     "Coupled",
     "DFlow",
+    "DPMSolver",
+    "DataDraw",
     "Decoupled",
     "Despeckle",
     "DiffPIR",
     "Energy",
     "Euler",
+    "ExactDraw",
     "Graded",
     "Guided",
     "Heun",
     "IDMNetwork",
     "Integrator",
+    "LangevinDraw",
     "Laplace",
     "LeastSquares",
     "Lee",
     "Level",
     "Linearised",
+    "MCGdiff",
     "Multistep",
+    "Particles",
+    "PastLevel",
+    "PnPDM",
     "REDDiff",
+    "RFSolver",
     "ReflectivityEM",
     "Reversible",
     "Scheme",
@@ -62,6 +91,7 @@ __all__ = [
     "Steered",
     "Tikhonov",
     "TotalVariation",
+    "UniPC",
     "WaveletShrinkage",
     "load_idm",
     "log_problem",

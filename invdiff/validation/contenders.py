@@ -11,25 +11,40 @@ from torch import Tensor
 from ..core import Denoiser, Karras, Problem, Sampler
 from ..guidance import MMPS, Guidance, PiGDM
 from ..samplers import (
+    ALD,
     BDIA,
+    DAPS,
     DDNM,
+    DDRM,
+    DDSMC,
     DPS,
     EDICT,
     OBELM,
+    PNDM,
+    SITCOM,
+    SKROCK,
+    TDS,
+    ULA,
     Ancestral,
     Despeckle,
     DFlow,
     DiffPIR,
+    DPMSolver,
     Euler,
     Guided,
     Heun,
+    Integrator,
     Laplace,
+    MCGdiff,
     Multistep,
+    PnPDM,
     REDDiff,
     ReflectivityEM,
     Reversible,
+    RFSolver,
     SplitGibbs,
     Steered,
+    UniPC,
 )
 from .cases import GAUSSIAN, MIXTURES
 
@@ -110,7 +125,8 @@ KNOWN = {
 
 def contenders() -> list[Contender]:
     """Every sampler of the package, with its claim."""
-    return [*_guided(), *_radar(), *_distilled(), *_planted(), *_with_the_exact_denoiser(), *_known_biases()]
+    parts = (_guided, _decoupled, _particles, _langevin, _radar, _distilled, _planted, _with_the_exact_denoiser, _known_biases)
+    return [contender for part in parts for contender in part()]
 
 
 _FINE, _EDM, _FAR = (
@@ -122,13 +138,73 @@ _MMPS, _PIGDM = MMPS(cg_steps=8), PiGDM()
 _HEUN: dict[str, Any] = {"integrator": Heun(), "grid": _FINE, "steps": 60}
 
 
+def _mmps(integrator: Integrator, steps: int) -> Guided:
+    return Guided(guidance=_MMPS, integrator=integrator, grid=_FINE, steps=steps)
+
+
 def _guided() -> list[Contender]:
     return [
         Contender("mmps, heun", Guided(guidance=_MMPS, **_HEUN), "exact", GAUSSIAN),
         Contender("pigdm, heun", Guided(guidance=_PIGDM, **_HEUN), "exact", ("white",)),
         Contender("mmps, o-belm", Reversible(_MMPS, OBELM(), _FINE, steps=60), "exact", GAUSSIAN),
         Contender("mmps, bdia", Reversible(_MMPS, BDIA(), _FINE, steps=60), "exact", ("white", "coloured")),
+        Contender("mmps, dpm-solver++(2m)", _mmps(DPMSolver(), 60), "exact", GAUSSIAN),
+        Contender("mmps, sde-dpm-solver++(2m)", _mmps(DPMSolver(1.0), 200), "exact", ("white", "coloured")),
+        Contender("mmps, unipc(2)", _mmps(UniPC(2), 60), "exact", GAUSSIAN),
+        Contender("mmps, pndm", _mmps(PNDM(), 60), "exact", GAUSSIAN),
+        Contender("mmps, rf-solver", _mmps(RFSolver(), 30), "exact", GAUSSIAN),
         Contender("laplace", Laplace(steps=1), "exact", ("field",)),
+    ]
+
+
+def _decoupled() -> list[Contender]:
+    daps, near = DAPS(grid=_EDM, steps=50), PnPDM(steps=40, first=3.0, last=0.1, decay=0.85, inner=20)
+    own = DAPS("jacobian", krylov=8, grid=_EDM, steps=12)
+    published = DAPS("noise", ode_steps=5, grid=_EDM, steps=200)
+    rows = [
+        Contender("daps", daps, "exact", ("white",)),
+        Contender("daps, jacobian", own, "exact", GAUSSIAN),
+        Contender("daps, published", published, "biased", ("white",), _about(0.20, 1.18, 1.41)),
+        # the posterior of data that are noisier by rho
+        Contender("pnp-dm", near, "biased", ("white",), _about(0.05, 1.04, 1.01)),
+        Contender("pnp-dm, rho = 0.3", PnPDM(steps=30, last=0.3, decay=0.8), "biased", ("white",), _about(0.06, 1.27, 1.0)),
+        Contender("pnp-dm, rho = 1", PnPDM(steps=20, last=1.0, decay=0.8, inner=5), "wrong", ("white",)),
+        Contender("sitcom", SITCOM(grid=_EDM), "biased", ("white",), _about(0.37, 0.36, 0.39)),
+        Contender("ddrm", DDRM(grid=_EDM, steps=200), "biased", ("white",), _about(0.974, 0.122, 0.742)),
+    ]
+    wide = {
+        "daps": DAPS(grid=_FAR, steps=100),
+        "daps, jacobian": replace(own, grid=_FAR, steps=40),
+        "pnp-dm": PnPDM(steps=60, last=0.1),
+        "sitcom": SITCOM(grid=_FAR),
+    }
+    return rows + [Contender(name, sampler, "biased", MIXTURES, DEVIATES) for name, sampler in wide.items()]
+
+
+def _particles() -> list[Contender]:
+    """Exact as their number grows; of the first order in the steps, for the prior of their chain, which loses variance."""
+    # the modes lie up to 45 apart
+    above = replace(_EDM, sigma_max=300.0)
+    return [
+        Contender("tds", TDS(particles=4, grid=_EDM, steps=100), "exact", GAUSSIAN),
+        Contender("tds, 16 particles", TDS(particles=16, grid=above, steps=50), "exact", MIXTURES),
+        Contender("ddsmc", DDSMC(particles=32, grid=_EDM, steps=100), "biased", ("white",), _about(None, 0.93, 0.91)),
+        Contender("mcgdiff", MCGdiff(particles=32, grid=_EDM, steps=100), "biased", ("white",), _about(None, 0.83, 0.89)),
+    ]
+
+
+def _langevin() -> list[Contender]:
+    """Their stationary laws have a bias of the step's order, of closed form (tests/exact/test_langevin.py)."""
+    return [
+        Contender("ald", ALD(inner=5, step_size=0.1, grid=_EDM, steps=100), "biased", ("white",), _about(0.189, 1.445, 1.305)),
+        Contender("ula", ULA(sigma=0.02, step_size=0.02, steps=400), "biased", ("white",), _about(0.05, 1.036, 1.032)),
+        Contender(
+            "sk-rock",
+            SKROCK(sigma=0.02, step_size=0.05, stages=5, steps=120),
+            "biased",
+            ("white",),
+            _about(0.056, 1.018, 1.004),
+        ),
     ]
 
 
@@ -159,8 +235,15 @@ def _with_the_exact_denoiser() -> list[Contender]:
     # the modes lie up to 45 apart: pure noise of level s instead of x0 + s n shifts their weights by about 45 / s where the
     # integrator is deterministic; the ancestral one forgets its start, and wants its steps at lower levels
     near = replace(_FAR, sigma_max=300.0)
-    for integrator, grid, steps in ((Heun(), _FAR, 80), (Euler(), _FAR, 800), (Ancestral(), near, 800)):
-        name = f"exact denoiser, {type(integrator).__name__.lower()}"
+    rules: list[tuple[str, Integrator, Karras, int]] = [
+        ("heun", Heun(), _FAR, 80),
+        ("euler", Euler(), _FAR, 800),
+        ("ancestral", Ancestral(), near, 800),
+        ("dpm-solver++(2m)", DPMSolver(), _FAR, 160),
+        ("unipc(2)", UniPC(2), _FAR, 80),
+    ]
+    for title, integrator, grid, steps in rules:
+        name = f"exact denoiser, {title}"
         exact = Guided(integrator=integrator, grid=grid, steps=steps)
         rows.append(Contender(name, exact, "exact", MIXTURES, exact_prior=True))
     undone = Reversible(None, OBELM(), _FAR, steps=80)

@@ -27,10 +27,11 @@ from invdiff.core import (
     capabilities,
 )
 from invdiff.core.errors import ConfigError
+from invdiff.core.spectrum import given, matrix_spectrum
 from invdiff.guidance import MMPS, PiGDM
 from invdiff.priors import GaussianPrior, StationaryGaussian
 from invdiff.priors.field import SpectralGaussian
-from invdiff.samplers import DPS, Ancestral, DFlow, DiffPIR, Guided, Heun, Laplace, REDDiff, Reversible, Steered
+from invdiff.samplers import DPS, SKROCK, Ancestral, DFlow, DiffPIR, Guided, Heun, Laplace, PnPDM, REDDiff, Reversible, Steered
 
 # torch.func.jvp loads decompositions that torch itself still compiles by the deprecated torch.jit.script
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -56,6 +57,9 @@ class Matrix(LinearOperator):
 
     def adjoint(self, y):
         return (y @ self.matrix.conj()).reshape(-1, *self.in_shape)
+
+    def spectrum(self, like=None):
+        return matrix_spectrum(self.matrix, self.in_shape, given(like))
 
     def solve(self, b, rho):
         gram = self.matrix.mH @ self.matrix
@@ -157,7 +161,7 @@ def facts(samples):
 def test_the_packaged_samplers_are_samplers_with_explicit_options(sampler):
     assert isinstance(sampler, Sampler)
     assert sampler.kind in ("posterior", "point")
-    assert sampler.needs <= {"forward", "vjp", "adjoint", "solve"}
+    assert sampler.needs <= {"forward", "vjp", "adjoint", "solve", "spectral"}
 
 
 def test_guidance_configs_build():
@@ -251,8 +255,8 @@ def test_counts_either_run_or_propose_the_gaussian(sampler, prior):
 
 def test_nan_stops_the_run_at_its_step(sampler, prior):
     seen = []
-    if isinstance(sampler, DFlow):
-        # every step passes through all levels
+    if isinstance(sampler, DFlow | PnPDM | SKROCK):
+        # every step passes through all levels, or there is one
         with pytest.raises(NumericalError, match=r"not finite after step 1 of 6 in draws \[0, 1\]"):
             sampler(make_problem(), Breaks(prior, 1.0), n=2, seed=0)
         return
