@@ -6,10 +6,10 @@
 SLC is a single-look complex image (.npy, HDF5, GeoTIFF); without one, a made-up scene of one look, of which the truth is known.
 Printed are mean, variance and the correlation of neighbours of the ratio image, intensity over estimate, which are 1, 1 and 0
 for one look where the estimate is right, the equivalent number of looks in the most even block, and the error of the
-log-reflectivity where it is known. The mean of the draws is that of their reflectivity, which has the power of the image. A mean
-contains some of its data: the variance of its ratio is below that of a draw's. Neighbouring pixels of real images are correlated:
---whiten undoes the processor's window, --temper below one says that each pixel knows less than it seems. --window cuts out first
-row, first column, rows and columns after whitening: what lies outside of the swath has no speckle to speak of.
+log-reflectivity where it is known. The mean of the draws is that of their reflectivity, which has the power of the image. A
+mean contains some of its data: the variance of its ratio is below that of a draw's. Neighbouring pixels of real images are
+correlated: --whiten undoes the processor's window, --temper below one says that each pixel knows less than it seems. --window
+cuts out first row, first column, rows and columns after whitening: what lies outside of the swath has no speckle to speak of.
 """
 
 import argparse

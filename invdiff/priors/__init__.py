@@ -1,8 +1,8 @@
 """Priors: everything that becomes a Denoiser.
 
     a network of ours            network, shipped; unet, dit, fno (layers); autoencoder and latent
-    a network of someone else    wrapped and its paths (paths, flows, steps), mean_reverting, blind, multiscale; foreign (diffusers,
-                                 deepinv, azula); sources (weights in files), cnn
+    a network of someone else    wrapped and its paths (paths, flows, steps), mean_reverting, blind, multiscale; foreign
+                                 (diffusers, deepinv, azula); sources (weights in files), cnn
     closed forms                 gaussian, field and spectra, mixture, lowrank, empirical, energy
     adapters of another prior    affine, tiles, volumes, subspace, coarse, mapped, wavelet, conditional, told, ensemble, level,
                                  cycle
