@@ -119,9 +119,11 @@ class Operator(nn.Module):
     Attributes:
         measured: boolean tensor that broadcasts to out_shape, False where the output is zero because nothing is measured there;
             None where everything is measured. Noise is added, and misfit is counted, only where it is True.
+        differentiable: whether `vjp` and `jvp` exist; what is made of operators has them where all parts have.
     """
 
     _entries: ClassVar[dict[str, Callable[..., Any]]] = {"forward": _checked}
+    differentiable: ClassVar[bool] = True
     measured: Tensor | None
 
     def __init__(

@@ -54,6 +54,8 @@ def capabilities(operator: Operator) -> frozenset[str]:
 
     "spectral" is a `spectrum`: A^H A = V diag(a^2) V^H with a fast unitary V, which not every linear operator has.
     """
+    if not all(part.differentiable for part in operator.modules() if isinstance(part, Operator)):
+        return frozenset({"forward"})
     if not isinstance(operator, LinearOperator):
         return frozenset({"forward", "vjp"})
     return frozenset({"forward", "vjp", "adjoint", "solve"} | ({"spectral"} if operator.spectral else set()))
