@@ -31,6 +31,14 @@ How to read it
   **PiGDM** is exact for the white one, whose standard deviation it is told. On mixtures neither is: they replace p(x0 |
   x) by one Gaussian. The exact posterior's own denoiser in the same integrators is exact there, so that what remains is
   the guidance and not the integrator.
+- **DAPS** is exact for a white prior with that prior's covariance, for every Gaussian prior with Tweedie's
+  (`jacobian`), and too wide as published.
+- **PnP-DM** draws from the posterior of data that are noisier by rho, whose law is known; on mixtures it stays in the
+  mode in which its sweeps have parted.
+- **TDS** is exact as its particles grow, whatever its twist: with Tweedie's covariance for the twist four of them do for
+  Gaussian posteriors, and sixteen keep the weights of 25 modes. **DDSMC** and **MCGdiff** are exact as particles grow for the
+  prior of their ancestral chain, which has lost variance.
+- **ULA, SK-ROCK, ALD** have stationary laws of closed form, off by the order of their step; the tests hold them to those.
 - **Laplace** is exact for Gaussian fields and linear operators, at the cost of one factorisation; it takes no other prior.
 - **Split Gibbs** is held to single speckled pixels, whose posterior is known by quadrature: exact where its coupling rho
   goes down to 0.2, rejected where it stays at 1.
@@ -38,7 +46,7 @@ How to read it
   order.
 - **O-BELM and BDIA**, whose chains can be undone, match Heun's rule at half of its evaluations. **EDICT** is of first
   order, and too wide.
-- **DPS, DDNM, DiffPIR, Steered Diffusion, RED-Diff, D-Flow** return points: their spread is not that of the posterior
+- **DPS, DDNM, DDRM, DiffPIR, Steered Diffusion, SITCOM, RED-Diff, D-Flow** return points: their spread is not that of the posterior
   (`observed`, `null`: variance over the true one in the row space of A and in its complement), and the package refuses
   to give intervals for them. The loss of the ancestral steps, DiffPIR, DDNM and Steered follow exactly from their
   equations, DPS is checked step by step against the paper's variance-preserving form and RED-Diff against its expected
@@ -46,7 +54,8 @@ How to read it
   from this package's own runs, so that they see a change and prove no more than that. Published values for DiffPIR
   (0.48, 0.48), for the null space of DPS (0.97) and for the loss of 200 ancestral steps agree; the mean errors depend
   on problems that the publications do not give. DDNM+ is the form without a singular value decomposition, which adds no
-  noise below sigma_y, so that its null space collapses.
+  noise below sigma_y, so that its null space collapses. RED-Diff weighted by the prior's score ends at the mode, which
+  is the mean of a Gaussian posterior.
 - **Fine enough steps**: on the mixtures the first-order integrators take 800 steps. With 300 the ancestral one is
   rejected (worst z 5.6 at 4,000 draws), and a deterministic one is when it starts at 300 instead of 3,000 (5.5 at 1,000
   draws): the modes lie 45 apart.
