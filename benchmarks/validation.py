@@ -47,8 +47,8 @@ How to read it
 - **O-BELM and BDIA**, whose chains can be undone, match Heun's rule at half of its evaluations. **EDICT** is of first
   order, and too wide.
 - **DPS, DDNM, DDRM, DiffPIR, Steered Diffusion, SITCOM, RED-Diff, D-Flow** return points: their spread is not that of the
-  posterior (`observed`, `null`: variance over the true one in the row space of A and in its complement), and the package refuses
-  to give intervals for them. The loss of the ancestral steps, DiffPIR, DDNM and Steered follow exactly from their
+  posterior (`observed`, `null`: variance over the true one in the row space of A and in its complement), and the package
+  refuses to give intervals for them. The loss of the ancestral steps, DiffPIR, DDNM and Steered follow exactly from their
   equations, DPS is checked step by step against the paper's variance-preserving form and RED-Diff against its expected
   gradient and Adam (`tests/exact/test_linear_gaussian.py`); the intervals a biased row must fall into were recorded
   from this package's own runs, so that they see a change and prove no more than that. Published values for DiffPIR
