@@ -3,5 +3,15 @@
 from .guidance import Guidance, Jacobian, linearize, require_gaussian, require_scalar_gaussian
 from .mmps import MMPS
 from .pigdm import PiGDM
+from .tmpd import TMPD
 
-__all__ = ["MMPS", "Guidance", "Jacobian", "PiGDM", "linearize", "require_gaussian", "require_scalar_gaussian"]
+__all__ = [
+    "MMPS",
+    "TMPD",
+    "Guidance",
+    "Jacobian",
+    "PiGDM",
+    "linearize",
+    "require_gaussian",
+    "require_scalar_gaussian",
+]

@@ -6,12 +6,15 @@ from .classical_speckle import Lee, WaveletShrinkage
 from .daps import DAPS
 from .ddnm import DDNM
 from .ddrm import DDRM
+from .dds import DDS
 from .ddsmc import DDSMC
 from .decoupled import Decoupled
 from .despeckle import Despeckle, log_problem
 from .dflow import DFlow
 from .diffpir import DiffPIR
 from .dps import DPS
+from .flowchef import FlowChef
+from .gdp import GDP
 from .gibbs_steps import DataDraw, ExactDraw, LangevinDraw
 from .guided import Guided, Level, PastLevel
 from .idm import IDM, shipped_idm
@@ -20,13 +23,16 @@ from .integrators import DDIM, Ancestral, Churn, Euler, Heun, Integrator, RFSolv
 from .langevin import ALD, SKROCK, ULA
 from .laplace import Laplace
 from .least_squares import LeastSquares, Linearised
+from .lgd import LGD
 from .linear_multistep import PNDM, DPMSolver, UniPC
+from .mcg import MCG
 from .mcgdiff import MCGdiff
 from .multistep import Multistep
 from .particles import Particles
 from .pnpdm import PnPDM
 from .reddiff import REDDiff
 from .reflectivity_em import ReflectivityEM
+from .repaint import RePaint
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
 from .sitcom import SITCOM
 from .sparse import SBL, SparseL1
@@ -41,10 +47,14 @@ __all__ = [
     "DDIM",
     "DDNM",
     "DDRM",
+    "DDS",
     "DDSMC",
     "DPS",
     "EDICT",
+    "GDP",
     "IDM",
+    "LGD",
+    "MCG",
     "OBELM",
     "PNDM",
     "SBL",
@@ -65,6 +75,7 @@ __all__ = [
     "Energy",
     "Euler",
     "ExactDraw",
+    "FlowChef",
     "Graded",
     "Guided",
     "Heun",
@@ -83,6 +94,7 @@ __all__ = [
     "PnPDM",
     "REDDiff",
     "RFSolver",
+    "RePaint",
     "ReflectivityEM",
     "Reversible",
     "Scheme",

@@ -9,16 +9,20 @@ from typing import Any
 from torch import Tensor
 
 from ..core import Denoiser, Karras, Problem, Sampler
-from ..guidance import MMPS, Guidance, PiGDM
+from ..guidance import MMPS, TMPD, Guidance, PiGDM
 from ..samplers import (
     ALD,
     BDIA,
     DAPS,
     DDNM,
     DDRM,
+    DDS,
     DDSMC,
     DPS,
     EDICT,
+    GDP,
+    LGD,
+    MCG,
     OBELM,
     PNDM,
     SITCOM,
@@ -31,6 +35,7 @@ from ..samplers import (
     DiffPIR,
     DPMSolver,
     Euler,
+    FlowChef,
     Guided,
     Heun,
     Integrator,
@@ -125,7 +130,18 @@ KNOWN = {
 
 def contenders() -> list[Contender]:
     """Every sampler of the package, with its claim."""
-    parts = (_guided, _decoupled, _particles, _langevin, _radar, _distilled, _planted, _with_the_exact_denoiser, _known_biases)
+    parts = (
+        _guided,
+        _gradients,
+        _decoupled,
+        _particles,
+        _langevin,
+        _radar,
+        _distilled,
+        _planted,
+        _with_the_exact_denoiser,
+        _known_biases,
+    )
     return [contender for part in parts for contender in part()]
 
 
@@ -179,6 +195,20 @@ def _decoupled() -> list[Contender]:
         "sitcom": SITCOM(grid=_FAR),
     }
     return rows + [Contender(name, sampler, "biased", MIXTURES, DEVIATES) for name, sampler in wide.items()]
+
+
+def _gradients() -> list[Contender]:
+    """The published guidances, with the laws of their own that tests/exact derives from their equations."""
+    known = {
+        "tmpd, ancestral": (Guided(guidance=TMPD(), integrator=Ancestral(), grid=_EDM, steps=200), _about(0.066, 0.944, 0.95)),
+        "dds": (DDS(grid=_EDM, steps=200), _about(1.75, 0.064, 0.96)),
+        "mcg": (MCG(grid=_EDM, steps=400), _about(3.423, 0.0, 0.975)),
+        "gdp": (GDP(zeta=0.3, grid=_EDM, steps=400), _about(1.65, 0.078, 0.975)),
+        "gdp, xt": (GDP(zeta=1.5, form="xt", grid=_EDM, steps=400), _about(0.25, 1.905, 0.975)),
+        "flowchef": (FlowChef(zeta=0.1, grid=_EDM, steps=200), _about(2.06, 0.13, 0.963)),
+        "lgd, 10 points": (LGD(grid=_EDM, steps=400), _about(0.066, 0.916, 0.975)),
+    }
+    return [Contender(name, sampler, "biased", ("white",), bias) for name, (sampler, bias) in known.items()]
 
 
 def _particles() -> list[Contender]:

@@ -37,8 +37,8 @@ from invdiff.samplers import DPS, SKROCK, Ancestral, DFlow, DiffPIR, Guided, Heu
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 # a trained reconstruction network takes one size and measurement, split Gibbs a speckled image, despeckling its logarithm, a
-# consistency function nothing: see their tests
-OTHERS = {"shipped_idm", "SplitGibbs", "Despeckle", "Multistep", "ReflectivityEM"}
+# consistency function nothing, RePaint a mask: see their tests
+OTHERS = {"shipped_idm", "SplitGibbs", "Despeckle", "Multistep", "ReflectivityEM", "RePaint"}
 FOLDER = Path(invdiff.__file__).parent / "configs" / "sampler"
 CONFIGS = {p.stem: p for p in sorted(FOLDER.glob("*.yaml")) if not OTHERS & set(re.split(r"\W", p.read_text()))}
 F64 = torch.float64
