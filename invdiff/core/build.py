@@ -25,7 +25,8 @@ from .errors import ConfigError
 __all__ = ["build", "check", "resolve"]
 
 # these take prefixes to allow as arguments, which no file may give
-_CLOSED = ("invdiff.cli.", "invdiff.commands.", "invdiff.core.build.")
+# programs and functions are the user's to start, and not a file's
+_CLOSED = ("invdiff.cli.", "invdiff.commands.", "invdiff.core.build.", "invdiff.operators.blackbox.")
 
 
 def build(config: Any, allow: Sequence[str] = (), **more: Any) -> Any:

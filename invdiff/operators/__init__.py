@@ -1,6 +1,7 @@
 """Forward operators, one physics per file."""
 
 from . import pde
+from .blackbox import BlackBox, Subprocess
 from .cs import BlockCS, DenseCS, PermutedCS
 from .ct import ParallelBeamCT
 from .ct_beams import ConeBeamCT, FanBeamCT
@@ -33,6 +34,7 @@ from .wavelet import WaveletSynthesis, band_rms
 __all__ = [
     "DWT",
     "NUFFT",
+    "BlackBox",
     "BlockCS",
     "Blur",
     "CartesianMRI",
@@ -56,6 +58,7 @@ __all__ = [
     "SpeckleSpectrum",
     "Speckled",
     "Step",
+    "Subprocess",
     "VideoPhase",
     "WaveletSynthesis",
     "band_rms",

@@ -13,7 +13,9 @@ from .despeckle import Despeckle, log_problem
 from .dflow import DFlow
 from .diffpir import DiffPIR
 from .dps import DPS
+from .enkg import EnKG
 from .flowchef import FlowChef
+from .fps import FPS
 from .gdp import GDP
 from .gibbs_steps import DataDraw, ExactDraw, LangevinDraw
 from .guided import Guided, Level, PastLevel
@@ -34,6 +36,7 @@ from .reddiff import REDDiff
 from .reflectivity_em import ReflectivityEM
 from .repaint import RePaint
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
+from .scg import SCG
 from .sitcom import SITCOM
 from .sparse import SBL, SparseL1
 from .split_gibbs import SplitGibbs
@@ -51,6 +54,7 @@ __all__ = [
     "DDSMC",
     "DPS",
     "EDICT",
+    "FPS",
     "GDP",
     "IDM",
     "LGD",
@@ -58,6 +62,7 @@ __all__ = [
     "OBELM",
     "PNDM",
     "SBL",
+    "SCG",
     "SITCOM",
     "SKROCK",
     "TDS",
@@ -72,6 +77,7 @@ __all__ = [
     "Decoupled",
     "Despeckle",
     "DiffPIR",
+    "EnKG",
     "Energy",
     "Euler",
     "ExactDraw",

@@ -43,15 +43,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Grid, Karras, LinearOperator, Problem, Sampler, State, Streams, cg, dot, expand, norm
+from ..core import ConfigError, Denoiser, LinearOperator, Problem, Streams, cg, dot, expand, norm
 from ..guidance import linearize, require_gaussian
 from .gibbs_steps import DataDraw, ExactDraw, perturbation, reverse
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 from .integrators import Euler
 
 __all__ = ["DAPS", "root"]
@@ -83,7 +83,7 @@ def root(product: Callable[[Tensor], Tensor], z: Tensor, steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class DAPS(Sampler):
+class DAPS(DownLevels):
     """Draws given the level, and fresh noise of the next.
 
     Args:
@@ -103,14 +103,12 @@ class DAPS(Sampler):
     """
 
     kind: ClassVar[str] = "posterior"
-    state_class: ClassVar[type[State]] = Level
     covariance: Literal["noise", "isotropic", "jacobian"] = "isotropic"
     data_std: float = 1.0
     krylov: int = 10
     ode_steps: int = 1
     draw: DataDraw = field(default_factory=ExactDraw)
     tau: float | None = None
-    grid: Grid = field(default_factory=Karras)
     steps: int = field(default=200, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -147,12 +145,9 @@ class DAPS(Sampler):
         require_gaussian(problem, "DAPS")
         return prior
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x, k = state.x, state.step
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[k:][:2]
+        sigma, sigma_next = self.between(prior, state)
         sigma_y = require_gaussian(problem, "DAPS")
         sigma_y = sigma_y if self.tau is None else sigma_y.new_tensor(self.tau)
         if self.covariance == "jacobian":
@@ -184,6 +179,3 @@ class DAPS(Sampler):
 
         w = cg(gram, residual, max_iter=self.krylov).x
         return x + spread(operator.adjoint(w / sigma_y))
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

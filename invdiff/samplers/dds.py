@@ -19,21 +19,21 @@ arXiv:2303.05754, Algorithms 1 and 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Grid, Karras, LinearOperator, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, LinearOperator, Problem, Streams
 from ..core.linalg import cg
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 from .integrators import ddim
 
 __all__ = ["DDS"]
 
 
 @dataclass(frozen=True)
-class DDS(Sampler):
+class DDS(DownLevels):
     """Conjugate gradients on the data at each level; no product with the network's Jacobian; a point estimate.
 
     Args:
@@ -49,11 +49,9 @@ class DDS(Sampler):
 
     kind: ClassVar[str] = "point"
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
-    state_class: ClassVar[type[State]] = Level
     cg_steps: int = 5
     gamma: float = 5.0
     eta: float = 0.85
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if not (self.cg_steps >= 1 and self.gamma > 0.0 and 0.0 <= self.eta <= 1.0):
@@ -61,12 +59,9 @@ class DDS(Sampler):
                 f"DDS: expected cg_steps >= 1, gamma > 0 and eta in [0, 1], got {self.cg_steps}, {self.gamma} and {self.eta}"
             )
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
 
         def noise() -> Tensor:
             return streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
@@ -86,6 +81,3 @@ class DDS(Sampler):
 
         misfit = self.gamma * operator.adjoint(problem.y - operator(denoised))
         return cg(matvec, misfit, max_iter=self.cg_steps).x
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
-from .guided import Level, levels, start
+from ..core import ConfigError, Denoiser, Problem, Streams
+from .guided import DownLevels, Level
 
 __all__ = ["Corrected", "Decoupled"]
 
@@ -31,7 +31,7 @@ class Corrected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Decoupled(Sampler):
+class Decoupled(DownLevels):
     """Base of the decoupled samplers.
 
     Args:
@@ -41,10 +41,8 @@ class Decoupled(Sampler):
     """
 
     kind: ClassVar[str] = "point"
-    state_class: ClassVar[type[State]] = Level
     differentiable: ClassVar[bool] = True
     zeta: float = 1.0
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.zeta <= 1.0:
@@ -54,18 +52,12 @@ class Decoupled(Sampler):
     def correct(self, problem: Problem, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Corrected:
         """What the measurement makes of D(x, sigma)."""
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
         x0, eps, gamma = self.correct(problem, x, prior(x, x.new_full((len(x),), sigma)), sigma, sigma_next)
         new = x0 + gamma * math.sqrt(1.0 - self.zeta) * eps
         if gamma * self.zeta > 0.0:
             z = streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
             new = new + gamma * math.sqrt(self.zeta) * z
         return Level(state.step + 1, new, sigma_next)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams, expand, norm
+from ..core import ConfigError, Denoiser, Problem, Streams, expand, norm
 from ..guidance import linearize, require_gaussian
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 from .integrators import ddim
 
 __all__ = ["DPS"]
 
 
 @dataclass(frozen=True)
-class DPS(Sampler):
+class DPS(DownLevels):
     """The gradient of the residual's norm through the network; any differentiable operator; a point estimate.
 
     Args:
@@ -42,10 +42,8 @@ class DPS(Sampler):
 
     kind: ClassVar[str] = "point"
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
-    state_class: ClassVar[type[State]] = Level
     steps: int = field(default=1000, kw_only=True)
     zeta: float = 1.0
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if not self.zeta > 0:
@@ -55,12 +53,9 @@ class DPS(Sampler):
         require_gaussian(problem, "DPS")
         return prior
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
 
         def noise() -> Tensor:
             return streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
@@ -75,6 +70,3 @@ class DPS(Sampler):
             scale = self.zeta * math.sqrt((1.0 + sigma**2) * (1.0 + sigma_next**2))
             new = ddim(denoised, x, sigma, sigma_next, 1.0, noise) - scale * gradient
         return Level(state.step + 1, new, sigma_next)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

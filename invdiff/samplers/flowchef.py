@@ -24,20 +24,20 @@ ICCV 2025, arXiv:2412.00100, Algorithm 1.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, Problem, Streams
 from ..guidance import require_gaussian
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 
 __all__ = ["FlowChef"]
 
 
 @dataclass(frozen=True)
-class FlowChef(Sampler):
+class FlowChef(DownLevels):
     """Gradient skipping along the flow's ODE; any differentiable operator; a point estimate.
 
     Args:
@@ -52,9 +52,7 @@ class FlowChef(Sampler):
 
     kind: ClassVar[str] = "point"
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
-    state_class: ClassVar[type[State]] = Level
     zeta: float = 0.04
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.zeta < math.inf:
@@ -64,18 +62,12 @@ class FlowChef(Sampler):
         require_gaussian(problem, "FlowChef")
         return prior
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
         with torch.no_grad():
             denoised = prior(x, x.new_full((len(x),), sigma))
             predicted, back = problem.operator.vjp(denoised)
             gradient = 2.0 * back(predicted - problem.y)
             new = denoised + (sigma_next / sigma) * (x - denoised) - (1.0 + sigma_next) * self.zeta * gradient
         return Level(state.step + 1, new, sigma_next)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

@@ -22,21 +22,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, Problem, Streams
 from ..guidance import linearize, require_gaussian
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 from .integrators import ddim
 
 __all__ = ["GDP"]
 
 
 @dataclass(frozen=True)
-class GDP(Sampler):
+class GDP(DownLevels):
     """The gradient of the squared error at a fixed weight; any differentiable operator; a point estimate.
 
     Args:
@@ -53,11 +53,9 @@ class GDP(Sampler):
 
     kind: ClassVar[str] = "point"
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
-    state_class: ClassVar[type[State]] = Level
     steps: int = field(default=1000, kw_only=True)
     zeta: float = 0.03
     form: Literal["x0", "xt"] = "x0"
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.zeta < math.inf:
@@ -69,12 +67,9 @@ class GDP(Sampler):
         require_gaussian(problem, "GDP")
         return prior
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
 
         def noise() -> Tensor:
             return streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
@@ -93,6 +88,3 @@ class GDP(Sampler):
                 gradient = transposed(gradient)
             new = ddim(denoised, x, sigma, sigma_next, 1.0, noise) - scale * gradient
         return Level(state.step + 1, new, sigma_next)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

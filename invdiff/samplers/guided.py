@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State,
 from ..guidance import Guidance
 from .integrators import Heun, Integrator
 
-__all__ = ["ByGuidance", "Guided", "Level", "PastLevel", "levels", "start"]
+__all__ = ["ByGuidance", "DownLevels", "Guided", "Level", "PastLevel", "levels", "start"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,30 @@ def pure_noise(sigma: float, problem: Problem, origin: float | Tensor, streams: 
     """N(origin, sigma^2)."""
     x = sigma * streams.normal(0, problem.shape, "init", problem.y.real.dtype, problem.y.device)
     return Level(0, x + torch.as_tensor(origin, dtype=x.dtype, device=x.device), sigma)
+
+
+@dataclass(frozen=True)
+class DownLevels(Sampler):
+    """Base of the samplers that go down a grid of levels from pure noise, one level a step; subclasses write `step`.
+
+    Args:
+        grid: noise levels between the prior's limits.
+        steps: number of levels.
+    """
+
+    state_class: ClassVar[type[State]] = Level
+    grid: Grid = field(default_factory=Karras, kw_only=True)
+
+    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
+        return start(self.grid, self.steps, problem, prior, streams)
+
+    def between(self, prior: Denoiser, state: State) -> tuple[float, float]:
+        """The levels that the step from a state goes between; the second is zero in the last."""
+        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        return sigma, sigma_next
+
+    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
+        return {"sigma": state.sigma}
 
 
 class ByGuidance(Sampler):

@@ -21,21 +21,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..core import ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, Problem, Streams
 from ..guidance import linearize, require_gaussian
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 from .integrators import ddim
 
 __all__ = ["LGD"]
 
 
 @dataclass(frozen=True)
-class LGD(Sampler):
+class LGD(DownLevels):
     """The likelihood averaged over points about D; any differentiable operator.
 
     Args:
@@ -53,12 +53,10 @@ class LGD(Sampler):
 
     kind: ClassVar[str] = "posterior"
     needs: ClassVar[frozenset[str]] = frozenset({"vjp"})
-    state_class: ClassVar[type[State]] = Level
     steps: int = field(default=1000, kw_only=True)
     points: int = 10
     zeta: float = 1.0
     data_std: float = 1.0
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if not (self.points >= 1 and 0.0 < self.zeta < math.inf and 0.0 < self.data_std < math.inf):
@@ -77,12 +75,9 @@ class LGD(Sampler):
         require_gaussian(problem, "LGD")
         return prior
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         x = state.x
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
 
         def noise() -> Tensor:
             return streams.normal(state.step + 1, problem.shape, dtype=x.dtype, device=x.device)
@@ -105,6 +100,3 @@ class LGD(Sampler):
         weights = torch.softmax(-losses.unflatten(0, points.shape[:2]), 1)
         shape = (*points.shape[:2], *[1] * len(problem.shape))
         return (weights.reshape(shape) * back(residual / sigma_y).unflatten(0, points.shape[:2])).sum(1)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

@@ -34,17 +34,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, ConfigError, Denoiser, Grid, Karras, Problem, Sampler, State, Streams
+from ..core import CapabilityError, ConfigError, Denoiser, Problem, Streams
 from ..guidance import require_scalar_gaussian
 from ..operators.restoration import Mask
-from .guided import Level, levels, start
+from .guided import DownLevels, Level, levels
 from .integrators import ddim
 
 __all__ = ["RePaint"]
 
 
 @dataclass(frozen=True)
-class RePaint(Sampler):
+class RePaint(DownLevels):
     """Known pixels replaced at every level, with resampling; for masks alone.
 
     Args:
@@ -62,12 +62,10 @@ class RePaint(Sampler):
 
     kind: ClassVar[str] = "posterior"
     needs: ClassVar[frozenset[str]] = frozenset({"adjoint"})
-    state_class: ClassVar[type[State]] = Level
     steps: int = field(default=250, kw_only=True)
     repeats: int = 10
     jump: int = 10
     noise_aware: bool = False
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or not 1 <= self.jump < self.steps:
@@ -89,9 +87,6 @@ class RePaint(Sampler):
         if self.noise_aware:
             require_scalar_gaussian(problem, "RePaint")
         return prior
-
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
 
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
         sigmas, k, x = levels(self.grid, self.steps, prior), state.step, state.x
@@ -127,6 +122,3 @@ class RePaint(Sampler):
 
     def _noise(self, problem: Problem) -> float:
         return float(require_scalar_gaussian(problem, "RePaint")) if self.noise_aware else 0.0
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

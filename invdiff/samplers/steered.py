@@ -18,14 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..core import ConfigError, Denoiser, Grid, Karras, LinearOperator, Problem, Sampler, State, Streams
+from ..core import ConfigError, Denoiser, LinearOperator, Problem, Streams
 from ..guidance import linearize
-from .guided import Level, levels, start
+from .guided import DownLevels, Level
 from .integrators import ddim
 
 __all__ = ["Energy", "Steered", "half_squared_error"]
@@ -66,7 +66,7 @@ class Energy:
 
 
 @dataclass(frozen=True)
-class Steered(Sampler):
+class Steered(DownLevels):
     """Projection and energies on the estimate of x0; a point estimate.
 
     Args:
@@ -81,11 +81,9 @@ class Steered(Sampler):
     """
 
     kind: ClassVar[str] = "point"
-    state_class: ClassVar[type[State]] = Level
     projection: str | LinearOperator | None = "pinv"
     energies: Sequence[Energy] = ()
     repeats: int = 1
-    grid: Grid = field(default_factory=Karras)
 
     def __post_init__(self) -> None:
         if isinstance(self.projection, str) and self.projection not in ("pinv", "adjoint"):
@@ -109,11 +107,8 @@ class Steered(Sampler):
             )
         return prior
 
-    def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Level:
-        return start(self.grid, self.steps, problem, prior, streams)
-
     def step(self, problem: Problem, prior: Denoiser, state: Level, streams: Streams) -> Level:  # type: ignore[override]
-        sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
+        sigma, sigma_next = self.between(prior, state)
 
         def normal(purpose: str) -> Tensor:
             return streams.normal(state.step + 1, problem.shape, purpose, state.x.dtype, state.x.device)
@@ -142,6 +137,3 @@ class Steered(Sampler):
         with torch.no_grad():
             back = getattr(operator, self.projection) if isinstance(self.projection, str) else self.projection
             return x0 - back(operator(x0) - problem.y)
-
-    def describe(self, state: Level) -> dict[str, Any]:  # type: ignore[override]
-        return {"sigma": state.sigma}

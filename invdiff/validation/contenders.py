@@ -20,11 +20,13 @@ from ..samplers import (
     DDSMC,
     DPS,
     EDICT,
+    FPS,
     GDP,
     LGD,
     MCG,
     OBELM,
     PNDM,
+    SCG,
     SITCOM,
     SKROCK,
     TDS,
@@ -34,6 +36,7 @@ from ..samplers import (
     DFlow,
     DiffPIR,
     DPMSolver,
+    EnKG,
     Euler,
     FlowChef,
     Guided,
@@ -135,6 +138,7 @@ def contenders() -> list[Contender]:
         _gradients,
         _decoupled,
         _particles,
+        _black_box,
         _langevin,
         _radar,
         _distilled,
@@ -219,7 +223,17 @@ def _particles() -> list[Contender]:
         Contender("tds", TDS(particles=4, grid=_EDM, steps=100), "exact", GAUSSIAN),
         Contender("tds, 16 particles", TDS(particles=16, grid=above, steps=50), "exact", MIXTURES),
         Contender("ddsmc", DDSMC(particles=32, grid=_EDM, steps=100), "biased", ("white",), _about(None, 0.93, 0.91)),
+        # not exact however many: the levels of its path of data share one noise, and count as independent
+        Contender("fps", FPS(grid=_EDM, steps=50), "biased", ("white",), _about(0.987, 0.289, 0.814)),
         Contender("mcgdiff", MCGdiff(particles=32, grid=_EDM, steps=100), "biased", ("white",), _about(None, 0.83, 0.89)),
+    ]
+
+
+def _black_box() -> list[Contender]:
+    near = EnKG(particles=64, gamma=0.2, grid=_EDM, steps=40)
+    return [
+        Contender("enkg", near, "biased", ("white",), _about(1.884, 0.067, 1.012)),
+        Contender("scg", SCG(grid=_EDM, steps=100), "biased", ("white",), _about(1.878, 0.056, 0.892)),
     ]
 
 

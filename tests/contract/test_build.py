@@ -78,6 +78,9 @@ def test_wrong_options_are_one_clear_line(options, says):
         "invdiff.core.build",
         "invdiff.cli.main",
         "invdiff.commands.running.run",
+        # a file starts no programs
+        "invdiff.operators.Subprocess",
+        "invdiff.operators.blackbox.BlackBox",
     ],
 )
 def test_only_things_of_the_package_are_built(target):

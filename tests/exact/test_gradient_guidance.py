@@ -154,9 +154,9 @@ def dds_rule(gamma, eta):
 def test_dds_follows_its_equation(d, eta):
     """With as many CG steps as A has singular values; one step is another law, and so is another gamma."""
     case, rule = White(0.3, d), dds_rule(5.0, eta)
-    assert case.worst(DDS(4, 5.0, eta, EDM, steps=40), rule) < 5
-    assert case.worst(DDS(1, 5.0, eta, EDM, steps=40), rule) > 20
-    assert case.worst(DDS(4, 3.0, eta, EDM, steps=40), rule) > 20
+    assert case.worst(DDS(4, 5.0, eta, grid=EDM, steps=40), rule) < 5
+    assert case.worst(DDS(1, 5.0, eta, grid=EDM, steps=40), rule) > 20
+    assert case.worst(DDS(4, 3.0, eta, grid=EDM, steps=40), rule) > 20
 
 
 @pytest.mark.parametrize("make", [coloured, complex_valued])
@@ -186,16 +186,16 @@ def mcg_rule(s, t, a, datum):
 def test_mcg_on_a_white_prior_is_replacement(d):
     """Whatever the gradient's step; the same draws by DPS alone are of another law."""
     case = White(0.3, d)
-    assert case.worst(MCG(0.5, EDM, steps=50), mcg_rule) < 5
-    assert case.worst(DPS(0.5, EDM, steps=50), mcg_rule) > 20
+    assert case.worst(MCG(0.5, grid=EDM, steps=50), mcg_rule) < 5
+    assert case.worst(DPS(0.5, grid=EDM, steps=50), mcg_rule) > 20
 
 
 @pytest.mark.parametrize("make", [coloured, complex_valued])
 def test_the_step_of_mcg_is_dps_seen_through_the_projection(make):
-    case, sampler = make(), MCG(0.7, EDM, steps=50)
+    case, sampler = make(), MCG(0.7, grid=EDM, steps=50)
     operator = case.problem.operator
     new, _, _, t, _ = stepped(sampler, case)
-    plain = stepped(DPS(0.7, EDM, steps=50), case)[0]
+    plain = stepped(DPS(0.7, grid=EDM, steps=50), case)[0]
     n = Streams(4, 3).normal(21, (8,), "measurement", F64)
     torch.testing.assert_close(operator(new), case.problem.y + t * operator(n), rtol=0, atol=1e-8)
     change = new - plain
@@ -215,12 +215,12 @@ def gdp_rule(form, zeta):
 @pytest.mark.parametrize("d", [8, 16])
 @pytest.mark.parametrize(("form", "zeta"), [("x0", 0.03), ("x0", 0.5), ("xt", 1.5), ("xt", 10.0)])
 def test_gdp_follows_its_equation(form, zeta, d):
-    case, sampler = White(0.3, d), GDP(zeta, form, EDM, steps=50)
+    case, sampler = White(0.3, d), GDP(zeta, form, grid=EDM, steps=50)
     assert case.worst(sampler, gdp_rule(form, zeta)) < 5
 
 
 def test_the_test_sees_another_weight_or_form_of_gdp():
-    case, sampler = White(0.3), GDP(0.1, "x0", EDM, steps=50)
+    case, sampler = White(0.3), GDP(0.1, "x0", grid=EDM, steps=50)
     assert case.worst(sampler, gdp_rule("x0", 0.05)) > 20 and case.worst(sampler, gdp_rule("xt", 0.1)) > 20
 
 
@@ -230,7 +230,7 @@ def test_the_step_of_gdp_is_the_papers_in_variance_preserving_form(make, form):
     """x_{t-1} ~ N(mu - w grad_{x0} L, Sigma) or N(mu - w Sigma grad_{x_t} L, Sigma), L the mean squared error, by autograd."""
     case, zeta = make(), 0.2
     m = case.problem.operator.count_measured()
-    new, x, s, t, z = stepped(GDP(zeta, form, EDM, steps=50), case)
+    new, x, s, t, z = stepped(GDP(zeta, form, grid=EDM, steps=50), case)
     bar, bar_next = 1 / (1 + s * s), 1 / (1 + t * t)
     beta = 1 - bar / bar_next
     x_t = (math.sqrt(bar) * x).requires_grad_()
@@ -254,7 +254,7 @@ def flowchef_rule(zeta):
 @pytest.mark.parametrize("d", [8, 16])
 @pytest.mark.parametrize("zeta", [0.04, 0.3])
 def test_flowchef_follows_its_equation(zeta, d):
-    case, sampler = White(0.3, d), FlowChef(zeta, EDM, steps=40)
+    case, sampler = White(0.3, d), FlowChef(zeta, grid=EDM, steps=40)
     assert case.worst(sampler, flowchef_rule(zeta)) < 5
     assert case.worst(sampler, flowchef_rule(0.5 * zeta)) > 10
 
@@ -263,7 +263,7 @@ def test_flowchef_follows_its_equation(zeta, d):
 def test_the_step_of_flowchef_is_the_papers_in_the_time_of_the_flow(make):
     """X <- X - zeta grad with the velocity held fixed, then Euler's step, by autograd."""
     case, zeta = make(), 0.2
-    new, x, s, t, _ = stepped(FlowChef(zeta, EDM, steps=50), case)
+    new, x, s, t, _ = stepped(FlowChef(zeta, grid=EDM, steps=50), case)
     tau, tau_next = s / (1 + s), t / (1 + t)
     point = ((1 - tau) * x).requires_grad_()
     denoised = case.prior(point.detach() / (1 - tau), torch.full((3,), s, dtype=F64))

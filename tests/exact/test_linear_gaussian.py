@@ -166,7 +166,7 @@ def test_the_test_sees_a_wrong_sampler():
 def test_draws_follow_the_law_of_their_steps(integrator):
     """At 30 steps, where the step bias is many standard errors: streams and loop are right, the bias is the integrator's."""
     prior, problem, posterior = PROBLEMS[0]
-    sampler = Guided(MMPS(cg_steps=4), integrator, EDM, steps=30)
+    sampler = Guided(MMPS(cg_steps=4), integrator, grid=EDM, steps=30)
     draws, (mean, cov) = sampler(problem, prior, n=4000, seed=1).x, law(sampler, prior, posterior)
     assert z_mean(draws, mean, cov) < 5 and z_cov(draws, cov) < 5
     assert z_cov(draws, posterior.cov) > 5
@@ -177,7 +177,7 @@ def test_ancestral_sampling_loses_spread_and_the_test_sees_it():
     for prior, problem, posterior in PROBLEMS:
         vt, loss = problem.operator.vt, {}
         for integrator, steps in ((Ancestral(), 200), (Ancestral(), 400), (Heun(), 60)):
-            _, cov = law(Guided(MMPS(), integrator, EDM, steps=steps), prior, posterior)
+            _, cov = law(Guided(MMPS(), integrator, grid=EDM, steps=steps), prior, posterior)
             loss[integrator, steps] = 1 - ((vt @ cov @ vt.T).diagonal() / (vt @ posterior.cov @ vt.T).diagonal()).sqrt()
         assert bool(((loss[Ancestral(), 200] > 0.02) & (loss[Ancestral(), 200] < 0.05)).all())
         torch.testing.assert_close(
@@ -242,10 +242,10 @@ def test_decoupled_samplers_follow_their_equations(name, k):
     prior, problem, _ = PROBLEMS[k]
     sigma_y = problem.operator.sigma_y
     sampler, rule = {
-        "diffpir 1": (DiffPIR(1.0, EDM, steps=40), diffpir_rule(1.0, 1.0, sigma_y)),
-        "diffpir 7, zeta 0.3": (DiffPIR(0.3, EDM, lam=7.0, steps=40), diffpir_rule(0.3, 7.0, sigma_y)),
-        "ddnm": (DDNM(0.7225, EDM, noise_aware=False, steps=40), ddnm_rule(0.7225, 0.0)),
-        "ddnm+": (DDNM(0.7225, EDM, steps=40), ddnm_rule(0.7225, sigma_y)),
+        "diffpir 1": (DiffPIR(1.0, grid=EDM, steps=40), diffpir_rule(1.0, 1.0, sigma_y)),
+        "diffpir 7, zeta 0.3": (DiffPIR(0.3, grid=EDM, lam=7.0, steps=40), diffpir_rule(0.3, 7.0, sigma_y)),
+        "ddnm": (DDNM(0.7225, grid=EDM, noise_aware=False, steps=40), ddnm_rule(0.7225, 0.0)),
+        "ddnm+": (DDNM(0.7225, grid=EDM, steps=40), ddnm_rule(0.7225, sigma_y)),
     }[name]
     draws = sampler(problem, prior, n=2000, seed=k).x
     rotated, (mean, variance) = draws @ problem.operator.vt.T, recursion(sampler, problem.operator, problem.y, rule)
@@ -262,8 +262,8 @@ def test_diffpir_and_ddnm_have_their_known_bias():
     for _, problem, posterior in PROBLEMS:
         operator = problem.operator
         for name, sampler, rule in (
-            ("diffpir", DiffPIR(1.0, EDM, steps=200), diffpir_rule(1.0, 1.0, operator.sigma_y)),
-            ("ddnm", DDNM(0.7225, EDM, noise_aware=False, steps=200), ddnm_rule(0.7225, 0.0)),
+            ("diffpir", DiffPIR(1.0, grid=EDM, steps=200), diffpir_rule(1.0, 1.0, operator.sigma_y)),
+            ("ddnm", DDNM(0.7225, grid=EDM, noise_aware=False, steps=200), ddnm_rule(0.7225, 0.0)),
         ):
             mean, variance = recursion(sampler, operator, problem.y, rule)
             ratio = variance / (operator.vt @ posterior.cov @ operator.vt.T).diagonal()
@@ -277,7 +277,7 @@ def test_diffpir_and_ddnm_have_their_known_bias():
 def test_dps_is_the_papers_step_in_variance_preserving_form():
     """x_{t-1} = DDPM(x_t) - zeta grad_{x_t} ||y - A D||, in x_t = alpha_t x with beta_t, by autograd."""
     prior, problem, _ = coloured()
-    sampler = DPS(0.7, EDM, steps=50)
+    sampler = DPS(0.7, grid=EDM, steps=50)
     grid = sampler.grid(50, prior.sigma_min, prior.sigma_max).tolist()
     state = Level(20, 2.0 * torch.randn(3, 8, dtype=F64, generator=torch.Generator().manual_seed(0)), grid[20])
     streams = Streams(4, 3)
@@ -298,7 +298,7 @@ def test_dps_has_its_known_bias():
     """Unobserved directions as ancestral sampling; observed ones too narrow, around the data, not the posterior's mean."""
     rows = torch.stack(
         [
-            moments(DPS(1.0, EDM, steps=200)(problem, prior, n=500, seed=1).x, problem, posterior)
+            moments(DPS(1.0, grid=EDM, steps=200)(problem, prior, n=500, seed=1).x, problem, posterior)
             for prior, problem, posterior in PROBLEMS
         ]
     ).mean(0)
