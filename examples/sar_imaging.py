@@ -32,7 +32,7 @@ parser.add_argument("--sweeps", type=int, default=30)
 parser.add_argument("--out", type=Path, default=Path("outputs/sar_imaging.png"))
 parser.add_argument("--tiny", action="store_true")
 given = parser.parse_args()
-size, step = ((16, 16), (1.0, 1.0)) if given.tiny else ((170, 340) if given.paths else (64, 128), (0.6, 0.3))
+size, step = ((16, 16), (1.0, 1.0)) if given.tiny else ((256, 496) if given.paths else (64, 128), (0.6, 0.3))
 draws, sweeps, few = (2, 2, 2) if given.tiny else (given.draws, given.sweeps, 15)
 points, noise, u = ground(size, step), given.noise / 2**0.5, None
 
