@@ -27,7 +27,11 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+# above ten seconds each
+SLOW = {"burgers_sensors", "initial_vorticity", "shock_and_smoke", "wdno_burgers", "wdno_smoke"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES])
 def test_the_example_runs(name, tmp_path):
     script, (files, prior) = ROOT / "examples" / f"{name}.py", EXAMPLES[name]
     if not script.is_file():

@@ -3,14 +3,16 @@
 import pytest
 
 from invdiff import validation
-from invdiff.samplers import Particles
+from invdiff.samplers import EnKG, Particles
 from invdiff.validation import MIXTURES, contenders
 
 
 def is_slow(contender, case):
     """All but the first case of each; of these particles, many steps, and all mixtures but Heun's."""
     sampler = contender.sampler
-    costly = isinstance(sampler, Particles) or sampler.steps > 200 or (case in MIXTURES and "heun" not in contender.name)
+    costly = (
+        isinstance(sampler, Particles | EnKG) or sampler.steps >= 160 or (case in MIXTURES and "heun" not in contender.name)
+    )
     return case != contender.cases[0] or costly or (case in MIXTURES and contender.claim == "biased")
 
 
