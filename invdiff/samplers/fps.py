@@ -46,6 +46,7 @@ from torch import Tensor
 from ..core import ConfigError, Denoiser, Problem, Streams
 from ..guidance import require_scalar_gaussian
 from .ddrm import modes
+from .integrators import fresh_noise
 from .particles import Particles, Proposed, Swarm, Transition
 
 __all__ = ["FPS"]
@@ -130,4 +131,4 @@ class FPS(Particles):
 
     def _fresh(self, at: Transition) -> float:
         """c."""
-        return self.eta * at.sigma_next * math.sqrt(1.0 - (at.sigma_next / at.sigma) ** 2)
+        return fresh_noise(at.sigma, at.sigma_next, self.eta)

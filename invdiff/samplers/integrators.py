@@ -36,12 +36,17 @@ from torch import Tensor
 
 from ..core import CapabilityError, ConfigError, Denoiser
 
-__all__ = ["DDIM", "Ancestral", "Churn", "Euler", "Heun", "Integrator", "RFSolver", "ddim"]
+__all__ = ["DDIM", "Ancestral", "Churn", "Euler", "Heun", "Integrator", "RFSolver", "ddim", "fresh_noise"]
+
+
+def fresh_noise(sigma: float, sigma_next: float, eta: float) -> float:
+    """c of DDIM(eta), the standard deviation of its fresh noise, in data units."""
+    return eta * sigma_next * math.sqrt(1.0 - (sigma_next / sigma) ** 2)
 
 
 def ddim(denoised: Tensor, x: Tensor, sigma: float, sigma_next: float, eta: float, noise: Callable[[], Tensor]) -> Tensor:
     """x' of DDIM(eta) for an estimate of x0; `noise` is called only where its coefficient is not zero."""
-    c = eta * sigma_next * math.sqrt(1.0 - (sigma_next / sigma) ** 2)
+    c = fresh_noise(sigma, sigma_next, eta)
     out = denoised + (math.sqrt(sigma_next**2 - c**2) / sigma) * (x - denoised)
     return out + c * noise() if c > 0 else out
 

@@ -44,6 +44,7 @@ from torch import Tensor
 from ..core import ConfigError, Denoiser, Problem, Streams
 from ..guidance import require_scalar_gaussian
 from .ddrm import modes
+from .integrators import fresh_noise
 from .particles import Particles, Proposed, Swarm, Transition
 
 __all__ = ["MCGdiff"]
@@ -91,7 +92,7 @@ class MCGdiff(Particles):
     def look(self, problem: Problem, prior: Denoiser, x: Tensor, at: Transition) -> tuple[Tensor, tuple[Tensor, ...]]:
         spectrum, data, b = modes(problem, "MCGdiff")
         u, denoised = spectrum.to(x), spectrum.to(prior(x, x.new_full((len(x),), at.sigma)))
-        fresh = self._fresh(at)
+        fresh = fresh_noise(at.sigma, at.sigma_next, self.eta)
         mean = denoised + math.sqrt(at.sigma_next**2 - fresh**2) / at.sigma * (u - denoised)
         ahead = (mean - data).square() / (fresh**2 + self._variance(b, at.sigma_next))
         here = (u - data).square() / self._variance(b, at.sigma)
@@ -110,15 +111,11 @@ class MCGdiff(Particles):
     ) -> Proposed:
         (mean,) = seen
         spectrum, data, b = modes(problem, "MCGdiff")
-        fresh = self._fresh(at)
+        fresh = fresh_noise(at.sigma, at.sigma_next, self.eta)
         if fresh > 0.0:
             gain = torch.where(b < at.sigma, fresh**2 / (fresh**2 + self._variance(b, at.sigma_next)), 0.0)
             mean = mean + gain * (data - mean) + fresh * (1.0 - gain).sqrt() * noise(tuple(b.shape))
         return Proposed(spectrum.back(mean), x.new_zeros(len(x)), history)
-
-    def _fresh(self, at: Transition) -> float:
-        """c."""
-        return self.eta * at.sigma_next * math.sqrt(1.0 - (at.sigma_next / at.sigma) ** 2)
 
     def _variance(self, b: Tensor, sigma: float) -> Tensor:
         """v."""

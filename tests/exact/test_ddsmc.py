@@ -7,9 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from invdiff.core import CapabilityError, ConfigError, Gaussian, Karras, Matrix, Poisson, Problem, Streams, ViewAsComplex
+from invdiff.core import Gaussian, Karras, Matrix, Problem, Streams, ViewAsComplex
 from invdiff.metrics import z_cov, z_mean
-from invdiff.operators import ParallelBeamCT, gaussian_blur
 from invdiff.priors import GaussianPrior
 from invdiff.samplers.ddsmc import DDSMC
 from invdiff.validation.cases import coloured
@@ -156,27 +155,3 @@ def test_complex_measurements_are_those_of_the_real_matrix():
     b2 = torch.cat((0.5 / a, torch.full((2,), math.inf, dtype=F64))).square()
     toy = replace(toy, vh=vh, mean=vh @ prior.mean, variance=torch.ones(8, dtype=F64), data=data, b2=b2)
     assert worst(sampler(problem, prior, n=500, seed=2).x, toy.posterior(sampler)) < 5
-
-
-@pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_draws_do_not_depend_on_the_batch_nor_on_chunks(dtype):
-    operator = gaussian_blur(5, 6, sigma=0.5)
-    prior = GaussianPrior(torch.zeros(1, 5, 6, dtype=dtype), torch.eye(30, dtype=dtype))
-    problem = Problem.simulate(operator, Gaussian(0.5), normal(1, 5, 6).to(dtype), 0)
-    sampler = DDSMC(particles=4, steps=6)
-    whole = sampler(problem, prior, n=5, seed=1).x
-    assert whole.dtype == dtype
-    for other in (sampler(problem, prior, n=5, seed=1, batch=2), replace(sampler, chunk=3)(problem, prior, n=5, seed=1)):
-        torch.testing.assert_close(other.x, whole, rtol=1e-3 if dtype == torch.float32 else 1e-9, atol=1e-4)
-
-
-def test_what_it_refuses():
-    prior = GaussianPrior(torch.zeros(1, 6, 6, dtype=F64), torch.eye(36, dtype=F64))
-    x = torch.ones(1, 6, 6, dtype=F64)
-    with pytest.raises(CapabilityError, match="DDSMC needs spectral of the operator; ParallelBeamCT offers"):
-        DDSMC()(Problem.simulate(ParallelBeamCT(6, 4), Gaussian(0.1), x), prior, seed=0)
-    with pytest.raises(CapabilityError, match=r"problem.gaussian\(\)"):
-        DDSMC()(Problem.simulate(gaussian_blur(6, 6, sigma=0.5), Poisson(10.0, 1.0), x), prior, seed=0)
-    for options in ({"eta": 1.1}, {"data_std": 0.0}, {"particles": 0}):
-        with pytest.raises(ConfigError, match="DDSMC: expected"):
-            DDSMC(**options)
