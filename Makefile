@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint gpu gpu-train clean
 # networks whose training data the package makes up by itself
-NETWORKS := ct128 ct128_autoencoder ct128_latent darcy64 source64 terrain128 sar_optical sar_optical_fast \
+NETWORKS := ct128 ct128_autoencoder ct128_latent darcy64 source64 terrain128_crops sar_optical sar_optical_fast \
 	burgers_fno burgers_wdno burgers_wdno_sr smoke_wdno
 
 help:  ## this list
@@ -40,6 +40,7 @@ gpu: $(STAMP)  ## the tests and benchmarks that need a CUDA device
 
 gpu-train: $(STAMP)  ## full-size training of the shipped networks on a CUDA device; stopped, it goes on where it was
 	@for name in $(NETWORKS); do echo "$$name"; $(BIN)/invdiff train prior=$$name device=cuda out=outputs/train/$$name || exit 1; done
+	@$(BIN)/invdiff train prior=terrain128 device=cuda start=outputs/train/terrain128_crops/terrain128_crops.safetensors
 	@for part in "0 4000" "1000 64"; do set -- $$part; \
 	    $(BIN)/invdiff simulate set=vorticity64 device=cuda generator.seed=$$1 count=$$2 out=outputs/train/vorticity_$$1.h5 || exit 1; done
 	@$(BIN)/invdiff train prior=vorticity64 device=cuda source.path=outputs/train/vorticity_0.h5 \
