@@ -27,7 +27,7 @@ class Guidance:
 
     Attributes:
         kind: "posterior", or "point" where draws with it have no meaningful spread.
-        needs: what the operator must offer, of {"forward", "vjp", "adjoint", "solve"}.
+        needs: what the operator must offer, see `core.capabilities`.
     """
 
     kind: ClassVar[str] = "posterior"
