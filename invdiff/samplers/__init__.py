@@ -16,7 +16,8 @@ from .dps import DPS
 from .enkg import EnKG
 from .flowchef import FlowChef
 from .fps import FPS
-from .gdp import GDP
+from .gdp import GDP, hierarchical
+from .gdp_blind import Degradation, GainOffset, SmallKernel
 from .gibbs_steps import DataDraw, ExactDraw, LangevinDraw
 from .guided import Guided, Level, PastLevel
 from .idm import IDM, shipped_idm
@@ -33,6 +34,7 @@ from .multistep import Multistep
 from .particles import Particles
 from .pnpdm import PnPDM
 from .reddiff import REDDiff
+from .reddiff_particles import REDDiffParticles
 from .reflectivity_em import ReflectivityEM
 from .repaint import RePaint
 from .reversible import BDIA, EDICT, OBELM, Coupled, Graded, Reversible, Scheme
@@ -75,6 +77,7 @@ __all__ = [
     "DPMSolver",
     "DataDraw",
     "Decoupled",
+    "Degradation",
     "Despeckle",
     "DiffPIR",
     "EnKG",
@@ -82,6 +85,7 @@ __all__ = [
     "Euler",
     "ExactDraw",
     "FlowChef",
+    "GainOffset",
     "Graded",
     "Guided",
     "Heun",
@@ -99,11 +103,13 @@ __all__ = [
     "PastLevel",
     "PnPDM",
     "REDDiff",
+    "REDDiffParticles",
     "RFSolver",
     "RePaint",
     "ReflectivityEM",
     "Reversible",
     "Scheme",
+    "SmallKernel",
     "SparseL1",
     "SplitGibbs",
     "Steered",
@@ -111,6 +117,7 @@ __all__ = [
     "TotalVariation",
     "UniPC",
     "WaveletShrinkage",
+    "hierarchical",
     "load_idm",
     "log_problem",
     "minimum_entropy",

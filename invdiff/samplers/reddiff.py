@@ -19,6 +19,7 @@ is fitted to the noise. Its spread, about J eps / sigma with J the denoiser's Ja
 cancels in the pair (eps, -eps), for a Gaussian prior exactly.
 
 The parallel form takes several levels, spread evenly over the grid and moving through it, in each step, and their mean force.
+Several estimates that repel each other, and so have a spread, are in `reddiff_particles`.
 
 References: Mardani, Song, Kautz, Vahdat, A variational perspective on solving inverse problems with diffusion models, ICLR
 2024, arXiv:2305.04391, Algorithm 1; Kingma, Ba, Adam: a method for stochastic optimization, 2015, arXiv:1412.6980, Algorithm
@@ -122,7 +123,9 @@ class REDDiff(Sampler):
         return prior
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Moments:
-        y, operator = problem.y, problem.operator
+        y = problem.y
+        # of what it can do, `needs` tells the loop
+        operator: Any = problem.operator
         with torch.no_grad():
             if self.init_from == "zeros":
                 mu = y.real.new_zeros(1, *problem.shape)
