@@ -6,8 +6,13 @@
 
 B = A^+ makes x0 agree with y exactly (DDNM with time travel); with another B, as an up-sampler for a down-sampling A,
 consistency is approximate. The measurement is taken for free of noise. In the paper an energy moves x0 by sqrt(1 - bar alpha)
-grad_{x_t} L; with x_t = x / sqrt(1 + sigma^2) this is sigma grad_x L. The re-noising kernel is the exact one between the two
-levels.
+grad_{x_t} L; with x_t = x / sqrt(1 + sigma^2) this is sigma grad_x L, which is sigma J^T grad L at x0 = D, J = dD/dx: one
+product for all energies together. Each energy has its window, of steps as in the paper or of noise levels, outside of which it
+is not evaluated. The re-noising kernel is the exact one between the two levels: in variance-preserving form x_t = sqrt(1 -
+beta) x_{t-1} + sqrt(beta) z.
+
+For a prior N(m, C) and energies w_j ||H_j x0 - t_j||^2 / 2 the step is affine: J = C (C + sigma^2)^-1 and x0 = D - sigma J
+sum_j w_j H_j^T (H_j D - t_j). A likelihood would have sigma^2 in place of sigma: the draws are those of no posterior.
 
 References: Nair, Cherian, Lohit, Wang, Koike-Akino, Patel, Marks, Steered diffusion: a generalized framework for plug-and-play
 conditional image synthesis, ICCV 2023, arXiv:2310.00224, Algorithms 1 and 2.
@@ -18,12 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core import ConfigError, Denoiser, LinearOperator, Problem, Streams
+from ..core import ConfigError, Denoiser, LinearOperator, Problem, ShapeError, Streams
 from ..guidance import linearize
 from .guided import DownLevels, Level
 from .integrators import ddim
@@ -40,29 +46,52 @@ def half_squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Energy:
-    """weight * loss(network(x0), target), switched on between two noise levels.
+    """weight * loss(network(x0), target), or weight * network(x0), switched on in a window.
 
     Args:
-        network: a differentiable module on the unknown, (B, *shape) -> (B, ...): a condition network or an operator.
-        target: what its output should be, broadcastable to it.
+        network: differentiable, on the unknown, (B, *shape) -> (B, ...), items apart: a condition network, an operator, or any
+            function.
+        target: what its output should be, broadcastable to it; None where the output is the energy of each item, (B,).
         weight: step size.
         sigma_low, sigma_high: the noise levels between which it acts.
         loss: (output, target) -> (B,), one value per item.
+        first, last: the steps between which it acts, counted from 0 at the highest level, both included; None for the end.
+
+    Raises:
+        ConfigError: an empty window.
+        ShapeError: on a call, the energy is not one value per item.
     """
 
-    network: nn.Module
-    target: Tensor
+    network: Callable[[Tensor], Tensor]
+    target: Tensor | None = None
     weight: float = 1.0
     sigma_low: float = 0.0
     sigma_high: float = math.inf
     loss: Loss = field(default=half_squared_error, repr=False)
+    first: int = 0
+    last: int | None = None
+
+    def __post_init__(self) -> None:
+        last = math.inf if self.last is None else self.last
+        if not (0.0 <= self.sigma_low <= self.sigma_high and 0 <= self.first <= last):
+            raise ConfigError(
+                f"Energy: expected 0 <= sigma_low <= sigma_high and 0 <= first <= last, got {self.sigma_low}, "
+                f"{self.sigma_high} and {self.first}, {self.last}"
+            )
+
+    def active(self, sigma: float, step: int) -> bool:
+        """Whether it acts in a step from that level."""
+        return self.sigma_low <= sigma <= self.sigma_high and self.first <= step <= (step if self.last is None else self.last)
 
     def gradient(self, x0: Tensor) -> Tensor:
         """weight * dL/dx0, (B, *shape)."""
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_()
-            value = self.weight * self.loss(self.network(leaf), self.target).sum()
-            return torch.autograd.grad(value, leaf)[0]
+            out = self.network(leaf)
+            value = out if self.target is None else self.loss(out, self.target)
+            if value.shape != (len(x0),):
+                raise ShapeError(f"Energy: expected one value for each of {len(x0)} items, got {tuple(value.shape)}")
+            return torch.autograd.grad(self.weight * value.sum(), leaf)[0]
 
 
 @dataclass(frozen=True)
@@ -117,14 +146,14 @@ class Steered(DownLevels):
         for k in range(self.repeats):
             if k > 0:
                 x = new + math.sqrt(sigma**2 - sigma_next**2) * normal(f"renoise {k}")
-            x0 = self.estimate(problem, prior, x, sigma)
-            new = ddim(x0, x, sigma, sigma_next, 1.0, lambda k=k: normal(f"step {k}"))
+            x0 = self.estimate(problem, prior, x, sigma, state.step)
+            new = ddim(x0, x, sigma, sigma_next, 1.0, partial(normal, f"step {k}"))
         return Level(state.step + 1, new, sigma_next)
 
-    def estimate(self, problem: Problem, prior: Denoiser, x: Tensor, sigma: float) -> Tensor:
-        """The steered x0, (B, *shape)."""
+    def estimate(self, problem: Problem, prior: Denoiser, x: Tensor, sigma: float, step: int = 0) -> Tensor:
+        """The steered x0 of a step from x, (B, *shape)."""
         level = x.new_full((len(x),), sigma)
-        active = [energy for energy in self.energies if energy.sigma_low <= sigma <= energy.sigma_high]
+        active = [energy for energy in self.energies if energy.active(sigma, step)]
         if active:
             x0, transposed = linearize(prior, x, level)
             x0 = x0 - sigma * transposed(torch.stack([energy.gradient(x0) for energy in active]).sum(0))
