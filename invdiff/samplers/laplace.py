@@ -130,7 +130,7 @@ class _Tangent:
 
     def push(self, t: Tensor) -> Tensor:
         """J t, (B, *shape) -> (B, *out_shape)."""
-        return (t.double().flatten(1) @ self.rows.flatten(1).mT).reshape(-1, *self.shape)
+        return (t.double().flatten(1) @ self.rows.flatten(1).mT).reshape(len(t), *self.shape)
 
     def gain(self, r: Tensor, inflation: float = 1.0) -> Tensor:
         """C J^T (J C J^T + Sigma)^{-1} r, (B, *out_shape) -> (B, *shape)."""
@@ -144,7 +144,7 @@ class _Tangent:
                 )
             self.factors[inflation] = factor
         w = torch.cholesky_solve(r.double().flatten(1).mT, self.factors[inflation]).mT
-        return self.field.covariance((w @ self.rows.flatten(1)).reshape(-1, *self.rows.shape[1:]))
+        return self.field.covariance((w @ self.rows.flatten(1)).reshape(len(w), *self.rows.shape[1:]))
 
     def fluctuations(self, streams: Streams, dtype: torch.dtype) -> Tensor:
         """Draws of N(0, C - C J^T (J C J^T + Sigma)^{-1} J C), by Matheron's rule."""
