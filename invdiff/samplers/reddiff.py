@@ -171,7 +171,7 @@ class REDDiff(Sampler):
         if self.scaling == "likelihood":
             return -back(residual / require_gaussian(problem, "REDDiff").square())
         if self.scaling == "nvlabs":
-            return -back(residual) / problem.operator.count_measured()
+            return -back(residual) / max(problem.operator.count_measured(), 1)
         return -2.0 * back(residual)
 
     def describe(self, state: Moments) -> dict[str, Any]:  # type: ignore[override]
