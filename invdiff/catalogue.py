@@ -173,7 +173,7 @@ class Run:
         items: images, volumes ... of the task's data.
         seed: of the data, the noise and the draws.
         out: folder of the report; None writes nothing.
-        batch: draws computed at once; None for all.
+        batch: draws computed at once, or a memory budget like "8GiB"; None for all.
         dtype, device: of the problem and the draws.
         resume: continue an interrupted run that is found in `out`.
         progress: show bars.
@@ -183,7 +183,7 @@ class Run:
     items: int = 1
     seed: int = 0
     out: str | None = None
-    batch: int | None = None
+    batch: int | str | None = None
     dtype: Literal["float32", "float64"] = "float32"
     device: str = "cpu"
     resume: bool = True
@@ -240,7 +240,7 @@ class Plan:
         items: int = 1,
         seed: int = 0,
         out: str | None = None,
-        batch: int | None = None,
+        batch: int | str | None = None,
         dtype: Literal["float32", "float64"] = "float32",
         device: str = "cpu",
         resume: bool = True,

@@ -13,7 +13,8 @@ invdiff: Bayesian inverse problems with diffusion priors
 
   invdiff run [OPTION=VALUE ...]       reconstruct, with uncertainty, and write a report; alone: a demonstration of seconds
   invdiff list GROUP [--json]          tasks, operators, priors, samplers, guidances or sets
-  invdiff validate [--quick] [--json]  samplers against posteriors that are known exactly
+  invdiff validate [--quick] [--json]  samplers against posteriors that are known exactly; out=DIR writes a page with drawings,
+                                       --sizes runs the exact ones at two sizes and three noise levels, --gate the diagnostics
   invdiff train prior=NAME             train a prior, or continue its training
   invdiff simulate set=NAME out=FILE   compute a data set, or continue one that was interrupted
   invdiff doctor [--json]              versions, devices, threads, weights
@@ -34,7 +35,7 @@ invdiff run [OPTION=VALUE ...]
   items=1        images, volumes ... of the task's data
   seed=0         of the data, the noise and the draws
   out=DIR        folder of the report; else outputs/TASK/DATE_TIME
-  batch=4        draws computed at once; else all
+  batch=4        draws computed at once, or batch=8GiB; else all
   dtype=float32  or float64
   device=cpu     or cuda, cuda:1, mps
   resume=true    continue an interrupted run that is found in `out`

@@ -11,6 +11,7 @@ part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -133,6 +134,7 @@ class Operator(nn.Module):
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.in_complex, self.out_complex = in_complex, out_complex
         self.register_buffer("measured", None, persistent=False)
+        self._counted: tuple[Tensor, int, int] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -180,8 +182,14 @@ class Operator(nn.Module):
 
     def count_measured(self) -> int:
         """Number of real values that are measured: a complex one counts two."""
-        ones = torch.ones(self.out_shape) if self.measured is None else self.measured.expand(self.out_shape)
-        return int(ones.sum()) * (2 if self.out_complex else 1)
+        count, mask = math.prod(self.out_shape), self.measured
+        if mask is not None:
+            # read from the device once for each mask, and again when it was written to
+            state = 0 if mask.is_inference() else mask._version
+            if self._counted is None or self._counted[0] is not mask or self._counted[1] != state:
+                self._counted = (mask, state, int(mask.expand(self.out_shape).sum()))
+            count = self._counted[2]
+        return count * (2 if self.out_complex else 1)
 
     def check(self, value: Tensor, side: str) -> None:
         """Raise a ShapeError unless `value` is a batch of the input ("x") or output ("y") space."""

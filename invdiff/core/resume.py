@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "fingerprint"]
 
 
-def fingerprint(sampler: Sampler, problem: Problem, prior: Denoiser, n: int, batch: int | None, seed: int) -> dict[str, str]:
+def fingerprint(
+    sampler: Sampler, problem: Problem, prior: Denoiser, n: int, batch: int | str | None, seed: int
+) -> dict[str, str]:
     """What must agree between the interrupted and the resumed call, by name."""
     return {
         "sampler": repr(sampler),

@@ -62,7 +62,7 @@ class Streams:
     def _words(self, step: int, count: int, purpose: str, device: torch.device | str | None) -> Tensor:
         """(len(draws), 4 ceil(count / 4)) words of 32 bits."""
         block = torch.arange(math.ceil(count / 4), device=device)
-        draw = torch.tensor(self.draws, dtype=torch.int64, device=device)[:, None]
+        draw = self._draws(device)[:, None]
         shape = (len(self.draws), len(block))
         constant = [
             torch.full((1, 1), v & _MASK, dtype=torch.int64, device=device) for v in (step, zlib.crc32(purpose.encode()))
@@ -70,6 +70,14 @@ class Streams:
         counter = (block.expand(shape), draw.expand(shape), constant[0].expand(shape), constant[1].expand(shape))
         words = philox(counter, (self.seed & _MASK, (self.seed >> 32) & _MASK))
         return torch.stack(words, dim=-1).flatten(1)
+
+    def _draws(self, device: torch.device | str | None) -> Tensor:
+        """Their indices, (len(draws),)."""
+        first, count = (self.draws[0], len(self.draws)) if self.draws else (0, 0)
+        if self.draws == tuple(range(first, first + count)):
+            # made on the device: a copy from the host would wait for it
+            return torch.arange(first, first + count, dtype=torch.int64, device=device)
+        return torch.tensor(self.draws, dtype=torch.int64, device=device)
 
     def uniform(
         self,

@@ -23,13 +23,14 @@ from torch import Tensor
 from .chain import require_differentiable, started, unrolled
 from .counting import Counted, Counter, counting
 from .denoiser import Denoiser
-from .errors import CapabilityError, ConfigError, DataError, NumericalError, ShapeError
+from .errors import CapabilityError, ConfigError, DataError, ShapeError
 from .memory import Memory
 from .operator import LinearOperator, Operator
 from .problem import Problem
 from .resume import Progress, fingerprint
 from .rng import Streams
 from .samples import Samples
+from .watch import Watch, numbers
 
 __all__ = ["Sampler", "State", "capabilities"]
 
@@ -108,7 +109,7 @@ class Sampler:
         raise NotImplementedError(f"{self.name} does not define step")
 
     def describe(self, state: State) -> dict[str, Any]:
-        """What is recorded of a step: numbers known without waiting for the device."""
+        """What is recorded of a step: numbers, or tensors of one number, which are read when the host waits anyway."""
         return {}
 
     def __call__(
@@ -118,7 +119,7 @@ class Sampler:
         n: int = 1,
         *,
         seed: int,
-        batch: int | None = None,
+        batch: int | str | None = None,
         progress: bool = False,
         callback: Callback | None = None,
         resume: str | Path | None = None,
@@ -131,7 +132,7 @@ class Sampler:
             prior: a denoiser on unknowns of the problem's shape.
             n: number of draws.
             seed: of the random streams; draw k is the same whatever n and batch are.
-            batch: draws computed at once; None computes all.
+            batch: draws computed at once, or a memory budget like "8GiB" that they have to fit into; None computes all.
             progress: show a bar.
             callback: called after each step with a dictionary: step, draws, x, and what the sampler records.
             resume: a file that an interrupted run leaves and a later call with the same arguments continues from.
@@ -140,14 +141,25 @@ class Sampler:
 
         Raises:
             CapabilityError, ShapeError, ConfigError: the three do not fit together; found before the run.
-            NumericalError: a value that is not finite, with the step at which it appeared.
+            CapabilityError: one draw does not fit into the budget.
+            NumericalError: a value that is not finite, with the step at which it appeared; on CUDA raised some steps later if
+                there is neither a callback nor a file.
         """
-        self._check(problem, prior, n, batch)
+        self._check(problem, prior, n, None if isinstance(batch, str) else batch)
         copies, n = (n, 1) if self.deterministic else (1, n)
+        if isinstance(batch, str):
+            # loads fake tensors
+            from .budget import draws_within
+
+            with Memory.parse(memory).active():
+                batch = draws_within(batch, self, problem, prior, n)
         chunks = [range(i, min(i + (batch or n), n)) for i in range(0, n, batch or n)]
-        run = Progress.load(resume, fingerprint(self, problem, prior, n, batch, seed))
+        # reads all of the prior's weights, which is worth it for a file alone
+        run = Progress.load(resume, {} if resume is None else fingerprint(self, problem, prior, n, batch, seed))
         start, meter = time.perf_counter() - run.seconds, _PeakMemory(problem.y.device)
         counter = Counter(*run.counts)
+        # who looks at each step, or saves it, wants to know at once
+        watch = Watch(self.name, self.steps, callback is not None or run.path is not None or not problem.y.is_cuda)
         with torch.no_grad(), Memory.parse(memory).active(), counting(counter), _bar(progress, self, len(chunks)) as tick:
             denoiser = self.condition(problem, Counted(prior, counter))
             tick(len(run.finished) * self.steps + (run.state or {}).get("step", 0))
@@ -157,9 +169,10 @@ class Sampler:
                     state = self._resumed(run, problem, denoiser, streams)
                     while state.step < self.steps:
                         new = self.step(problem, denoiser, state, streams)
-                        _require_finite(new, self)
+                        watch.look(new.step, new.x)
                         state = new
                         facts = {"step": state.step, **self.describe(state)}
+                        facts = numbers(facts) if watch.prompt else facts
                         if not run.finished:
                             run.info.append(facts)
                         tick(1)
@@ -168,9 +181,14 @@ class Sampler:
                         if callback is not None:
                             callback({**facts, "draws": tuple(chunk), "x": state.x})
                         run.save_now_and_then()
-                except BaseException:
+                    watch.settle()
+                except BaseException as error:
+                    if isinstance(error, Exception):
+                        # it may follow from a value that was not finite, some steps before
+                        watch.settle()
                     run.save()
                     raise
+                run.info = [numbers(facts) for facts in run.info]
                 run.finished.append(state.x)
                 run.state = None
         run.remove()
@@ -215,7 +233,7 @@ class Sampler:
         denoiser = self.condition(problem, prior)
         state = started(self.init(problem, denoiser, streams), start)
         x = self.unroll(problem, denoiser, state, streams, Memory.parse(memory))
-        _require_finite(State(self.steps, x), self)
+        Watch(self.name, self.steps).look(self.steps, x)
         return x
 
     def unroll(self, problem: Problem, prior: Denoiser, state: State, streams: Streams, memory: Memory) -> Tensor:
@@ -275,15 +293,6 @@ def _counts(value: object) -> bool:
 
 def _text(shape: tuple[int | None, ...]) -> str:
     return f"({', '.join('any' if s is None else str(s) for s in shape)})"
-
-
-def _require_finite(state: State, sampler: Sampler) -> None:
-    if not bool(torch.isfinite(state.x).all()):
-        bad = [i for i, x in enumerate(state.x) if not bool(torch.isfinite(x).all())]
-        raise NumericalError(
-            f"{sampler.name}: values that are not finite after step {state.step} of {sampler.steps} in draws {bad[:8]} "
-            "of the batch"
-        )
 
 
 @contextmanager

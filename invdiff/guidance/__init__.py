@@ -1,6 +1,6 @@
 """Guidance: a denoiser conditioned on a measurement, one paper per file."""
 
-from .guidance import Guidance, Jacobian, linearize, require_gaussian, require_scalar_gaussian
+from .guidance import Guidance, Jacobian, linearize, noise_level, require_gaussian, require_scalar_gaussian
 from .mmps import MMPS
 from .pigdm import PiGDM
 from .tmpd import TMPD
@@ -12,6 +12,7 @@ __all__ = [
     "Jacobian",
     "PiGDM",
     "linearize",
+    "noise_level",
     "require_gaussian",
     "require_scalar_gaussian",
 ]

@@ -59,12 +59,24 @@ def require_scalar_gaussian(problem: Problem, who: str) -> Tensor:
         CapabilityError: the noise is not Gaussian, or not equally strong everywhere.
     """
     sigma = require_gaussian(problem, who)
-    if not bool((sigma == sigma.flatten()[0]).all()):
+    # one number is not looked at: that would wait for the device at every step
+    if sigma.numel() > 1 and not bool((sigma == sigma.flatten()[0]).all()):
         raise CapabilityError(
             f"{who} needs one noise level, Gaussian has sigma of shape {tuple(sigma.shape)} between {float(sigma.min()):.3g} "
             f"and {float(sigma.max()):.3g}: MMPS takes any"
         )
     return sigma.flatten()[0]
+
+
+def noise_level(problem: Problem, who: str) -> float:
+    """The same as a number, read from the device once for each problem."""
+    sigma = problem.noise.sigma if isinstance(problem.noise, Gaussian) else None
+    known = problem.__dict__.get("_noise_level")
+    written = None if sigma is None or sigma.is_inference() else sigma._version
+    if known is None or known[0] is not sigma or known[1] != written:
+        known = (sigma, written, float(require_scalar_gaussian(problem, who)))
+        problem.__dict__["_noise_level"] = known
+    return float(known[2])
 
 
 def linearize(prior: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Jacobian]:

@@ -149,7 +149,7 @@ class DAPS(DownLevels):
         x, k = state.x, state.step
         sigma, sigma_next = self.between(prior, state)
         sigma_y = require_gaussian(problem, "DAPS")
-        sigma_y = sigma_y if self.tau is None else sigma_y.new_tensor(self.tau)
+        sigma_y = sigma_y if self.tau is None else sigma_y.new_full((), self.tau)
         if self.covariance == "jacobian":
             x0 = self._by_jacobian(problem, prior, x, sigma, sigma_y, streams, k)
         else:

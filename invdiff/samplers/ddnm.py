@@ -24,7 +24,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..core import Denoiser, Problem
-from ..guidance import require_scalar_gaussian
+from ..guidance import noise_level, require_scalar_gaussian
 from .decoupled import Corrected, Decoupled
 
 __all__ = ["DDNM"]
@@ -52,7 +52,7 @@ class DDNM(Decoupled):
         return prior
 
     def correct(self, problem: Problem, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Corrected:
-        sigma_y = float(require_scalar_gaussian(problem, "DDNM+")) if self.noise_aware else 0.0
+        sigma_y = noise_level(problem, "DDNM+") if self.noise_aware else 0.0
         weight = min(1.0, sigma_next / sigma_y) if self.noise_aware else 1.0
         x0 = denoised - weight * problem.operator.pinv(problem.operator(denoised) - problem.y)
         gamma = math.sqrt(max(sigma_next**2 - (weight * sigma_y) ** 2, 0.0))

@@ -51,7 +51,7 @@ class NoiseState(State):
     z: Tensor = field(default_factory=lambda: torch.zeros(0))
     first: Tensor = field(default_factory=lambda: torch.zeros(0))
     second: Tensor = field(default_factory=lambda: torch.zeros(0))
-    misfit: float = 0.0
+    misfit: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class DFlow(Sampler):
             x = self.decode(problem, prior, z, streams)
             misfit = self.misfit(problem, x)
             objective = (misfit + self.lam * self.penalty(z)).sum()
-        value = float(misfit.detach().mean())
+        value = misfit.detach().mean()
         if last:
             return NoiseState(t, x, z, state.first, state.second, value)
         (g,) = torch.autograd.grad(objective, z)

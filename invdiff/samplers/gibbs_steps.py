@@ -109,7 +109,7 @@ class ExactDraw(DataDraw):
         assert isinstance(operator, LinearOperator)  # by `needs`
         x = centre + spread * streams.normal(step, problem.shape, "centre", centre.dtype, centre.device)
         residual = problem.y - operator(x) - perturbation(problem, sigma_y, streams, step)
-        if bool((sigma_y == sigma_y.flatten()[0]).all()):
+        if sigma_y.numel() == 1 or bool((sigma_y == sigma_y.flatten()[0]).all()):
             return x + operator.solve(operator.adjoint(residual), (sigma_y.flatten()[0] / spread).square())
         # in units of the least noise, as the solve above
         weight, rho = (sigma_y.min() / sigma_y).square(), float(sigma_y.min() / spread) ** 2

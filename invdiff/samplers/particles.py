@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -105,13 +105,13 @@ class Swarm(Level):
         particles: (B, N, *shape).
         log_weights: logarithms of weights whose sum is one, (B, N).
         history: what the subclass remembers of each particle, (B, N, ...), resampled with it; (B, N, 0) if nothing.
-        ess: the smallest effective sample size in the batch, when the step before had looked.
+        ess: the smallest effective sample size in the batch, when the step before had looked, ().
     """
 
     particles: Tensor
     log_weights: Tensor
     history: Tensor
-    ess: float
+    ess: Tensor
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Particles(Sampler):
             particles=x,
             log_weights=equal,
             history=x.new_zeros(len(x), count, 0),
-            ess=float(count),
+            ess=x.new_full((), count),
         )
 
     def step(self, problem: Problem, prior: Denoiser, state: Swarm, streams: Streams) -> Swarm:  # type: ignore[override]
@@ -197,10 +197,6 @@ class Particles(Sampler):
         increment, seen = self._looked(problem, prior, state.particles.flatten(0, 1), at)
         log_weights = normalised(state.log_weights + increment.unflatten(0, (runs, count)))
         ess = effective_size(log_weights)
-        if bool(ess.isnan().any()):
-            # the loop looks at x, and reports draws without weights with their step
-            lost = ess.isnan().reshape(-1, *[1] * len(problem.shape))
-            return replace(state, step=k + 1, x=torch.where(lost, math.nan, state.x))
         ancestors, log_weights = self._resampled(log_weights, ess, k, streams)
 
         def chosen(values: Tensor) -> Tensor:
@@ -222,7 +218,7 @@ class Particles(Sampler):
             particles=x,
             log_weights=log_weights,
             history=history,
-            ess=float(ess.min()),
+            ess=ess.min(),
         )
 
     def describe(self, state: Swarm) -> dict[str, Any]:  # type: ignore[override]
@@ -246,6 +242,6 @@ class Particles(Sampler):
     def _picked(self, x: Tensor, log_weights: Tensor, k: int, streams: Streams) -> Tensor:
         u = streams.uniform(k + 1, (), "pick", torch.float64, x.device)
         one = gathered(x, picked(log_weights, u)[:, None])[:, 0]
-        # the same after the proposal
+        # the loop looks at x, and reports draws without weights, which stay so, with their step
         lost = log_weights.isnan().any(1).reshape(-1, *[1] * (x.ndim - 2))
         return torch.where(lost, math.nan, one)

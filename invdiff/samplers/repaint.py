@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from ..core import CapabilityError, ConfigError, Denoiser, Problem, Streams
-from ..guidance import require_scalar_gaussian
+from ..guidance import noise_level, require_scalar_gaussian
 from ..operators.restoration import Mask
 from .guided import DownLevels, Level, levels
 from .integrators import ddim
@@ -121,4 +121,4 @@ class RePaint(DownLevels):
         return torch.where(problem.operator.measured, known, hidden)  # type: ignore[arg-type]
 
     def _noise(self, problem: Problem) -> float:
-        return float(require_scalar_gaussian(problem, "RePaint")) if self.noise_aware else 0.0
+        return noise_level(problem, "RePaint") if self.noise_aware else 0.0

@@ -45,7 +45,7 @@ __all__ = ["SITCOM", "Fitted"]
 class Fitted(Level):
     """A Level, and |y - A D|^2 / (sigma_y^2 m) of the step, a mean over the items; 0 where nothing is measured."""
 
-    chi2: float = 0.0
+    chi2: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class SITCOM(Sampler):
 
     def init(self, problem: Problem, prior: Denoiser, streams: Streams) -> Fitted:
         first = start(self.grid, self.steps, problem, prior, streams)
-        return Fitted(0, first.x, first.sigma)
+        return Fitted(0, first.x, first.sigma, first.x.new_zeros(()))
 
     def step(self, problem: Problem, prior: Denoiser, state: Fitted, streams: Streams) -> Fitted:  # type: ignore[override]
         sigma, sigma_next = levels(self.grid, self.steps, prior)[state.step :][:2]
         x0 = self.fit(problem, prior, state.x, sigma)
-        chi2 = float(problem.chi2(x0).mean())
+        chi2 = problem.chi2(x0).mean()
         if sigma_next > 0.0:
             x0 = x0 + sigma_next * streams.normal(state.step + 1, problem.shape, dtype=x0.dtype, device=x0.device)
         return Fitted(state.step + 1, x0, sigma_next, chi2)
@@ -116,6 +116,10 @@ class SITCOM(Sampler):
                 second = self.beta2 * second + (1.0 - self.beta2) * gradient.square()
                 root = (second / (1.0 - self.beta2**t)).sqrt() + 1e-8
                 moved = v - scale * self.lr / (1.0 - self.beta1**t) * first / root
+                if self.stop == 0.0:
+                    # none is asked whether it is done, for which the host would wait
+                    v = moved
+                    continue
                 done = dot(residual, residual) <= bound
                 fitted[items[done]] = denoised[done]
                 items, near, v, first, second = (part[~done] for part in (items, near, moved, first, second))

@@ -196,12 +196,13 @@ def _twisted(
     s = 1.0 / (ratio + (1.0 - ratio) * j)
     h, left = s[:, None, None] * pushed, 1.0 + at.sigma_next**2 * s[:, None] * values
     r = r - _times(h, ahead)
-    factor = torch.linalg.cholesky(c2 * (h @ h.mT) + torch.diag_embed(left))
+    # an item without a factor has no weight: the loop reports it, and the host does not wait for the others
+    factor, failed = torch.linalg.cholesky_ex(c2 * (h @ h.mT) + torch.diag_embed(left))
     w = torch.cholesky_solve((r - _times(h, z) - left.sqrt() * n)[..., None], factor)[..., 0]
     e = z + c2 * _times(h.mT, w)
     misfit = torch.linalg.solve_triangular(factor, r[..., None], upper=False)[..., 0]
     log = -0.5 * misfit.square().sum(1) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
-    return e, log - _log_normal(r - _times(h, e), left)
+    return e, torch.where(failed == 0, log - _log_normal(r - _times(h, e), left), math.nan)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def sample(
     n: int,
     *,
     seed: int,
-    batch: int | None,
+    batch: int | str | None,
     progress: bool,
 ) -> Samples:
     """The draws of item `index`: from the folder if they are finished, else continued or begun there; None keeps nothing."""
