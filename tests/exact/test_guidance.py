@@ -79,6 +79,9 @@ def test_pigdm_is_exact_for_white_gaussian_priors(std, is_complex):
     exact = prior.posterior(problem)(x, sigma)
     torch.testing.assert_close(PiGDM(data_std=std)(prior, problem)(x, sigma), exact, rtol=0, atol=1e-8)
     assert float((PiGDM(data_std=2.0 * std)(prior, problem)(x, sigma) - exact).abs().max()) > 0.01
+    mean, more = prior(x, sigma), PiGDM(data_std=std, weight=2.5)
+    torch.testing.assert_close(more(prior, problem)(x, sigma), mean + 2.5 * (exact - mean), rtol=0, atol=1e-7)
+    assert (PiGDM().kind, more.kind) == ("posterior", "point")
 
 
 def test_too_few_steps_are_a_bias_that_falls():
