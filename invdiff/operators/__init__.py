@@ -2,6 +2,7 @@
 
 from . import pde
 from .blackbox import BlackBox, Subprocess
+from .calibration import Calibrated, Multiplied
 from .cs import BlockCS, DenseCS, PermutedCS
 from .ct import ParallelBeamCT
 from .ct_beams import ConeBeamCT, FanBeamCT
@@ -29,6 +30,7 @@ from .sar_polar import polar_format
 from .sar_pulses import ChirpConvolution, VideoPhase, deskew, range_compress
 from .speckle_whitening import SpeckleSpectrum, whiten_spectrum
 from .speckled import Speckled, speckle_of
+from .unknown import blind_blur, blind_mri, unknown_gains, unknown_kernel, unknown_maps, unknown_shift
 from .wavelet import WaveletSynthesis, band_rms
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "BlackBox",
     "BlockCS",
     "Blur",
+    "Calibrated",
     "CartesianMRI",
     "ChirpConvolution",
     "Clip",
@@ -49,6 +52,7 @@ __all__ = [
     "FourierAperture",
     "Identity",
     "Mask",
+    "Multiplied",
     "ParallelBeamCT",
     "PermutedCS",
     "PhaseHistory",
@@ -63,6 +67,8 @@ __all__ = [
     "WaveletSynthesis",
     "band_rms",
     "birdcage_maps",
+    "blind_blur",
+    "blind_mri",
     "box_inpainting",
     "box_mask",
     "cartesian_mri",
@@ -90,6 +96,10 @@ __all__ = [
     "speckle_of",
     "spotlight",
     "straight_track",
+    "unknown_gains",
+    "unknown_kernel",
+    "unknown_maps",
+    "unknown_shift",
     "variable_density",
     "whiten_spectrum",
 ]

@@ -31,6 +31,7 @@ from .flows import Cosine, Interpolant, RectifiedFlow
 from .fno import FNO
 from .foreign import DiffusersVAE, from_azula, from_deepinv, from_diffusers, from_diffusers_vae
 from .gaussian import GaussianPrior
+from .independent import Independent, normal_parameters
 from .latent import LatentPrior
 from .level import AnyLevel
 from .lowrank import LowRankMixture
@@ -95,6 +96,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianPrior",
     "Given",
+    "Independent",
     "Interpolant",
     "Interval",
     "Laplacian",
@@ -154,6 +156,7 @@ __all__ = [
     "load_merlin",
     "load_network",
     "load_regression",
+    "normal_parameters",
     "radial_spectrum",
     "read_weights",
     "refine",

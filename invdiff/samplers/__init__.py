@@ -1,5 +1,6 @@
 """Samplers: integrators on a guided denoiser, and methods with a step of their own, one paper per file."""
 
+from .alternating import AlternatingGibbs
 from .autofocus import minimum_entropy, phase_gradient, without_trend
 from .classical import Adjoint, Tikhonov, TotalVariation
 from .classical_speckle import Lee, WaveletShrinkage
@@ -70,6 +71,7 @@ __all__ = [
     "TDS",
     "ULA",
     "Adjoint",
+    "AlternatingGibbs",
     "Ancestral",
     "Churn",
     "Coupled",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import CapabilityError, Denoiser, LinearOperator, NumericalError, Operator, Problem, Samples
+from ..core import CapabilityError, ConfigError, Denoiser, LinearOperator, NumericalError, Operator, Problem, Samples
 from ..io.images import write_nifti
 from ..metrics import coverage
+from ..operators.calibration import Calibrated
 from ..report import LEVEL, Estimate
 from ..report import Item as Row
 from .closed_form import Exact, exact_posterior
@@ -65,7 +66,7 @@ class Result:
 def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures: bool) -> Result:
     """Compare draws (on the prior's grid) and baselines with the truth, as images in the task's view."""
     item, problem = case.item, case.problem
-    view: Callable[[Tensor], Tensor] = torch.abs if task.view == "magnitude" else lambda x: x
+    view = _view(task, problem)
     estimates, failed = [], []
     for baseline in task.baselines:
         name = getattr(baseline, "name", type(baseline).__name__)
@@ -116,6 +117,15 @@ def evaluate(task: Task, case: Case, prior: Denoiser, draws: Samples, *, figures
     facts = {**item.facts, "pixel_mm": item.pixel, "operator": _line(problem.operator), "noise": _line(problem.noise)}
     drawn = _gaussian_figure(draws, exact, item.truth) if figures and exact is not None and exact.moments is not None else {}
     return Result(row, facts | ({} if distance is None else {"distance_from_prior": distance}), {**drawn, **seen_in})
+
+
+def _view(task: Task, problem: Problem) -> Callable[[Tensor], Tensor]:
+    if task.view != "part":
+        return torch.abs if task.view == "magnitude" else lambda x: x
+    packed = problem.operator
+    if not isinstance(packed, Calibrated):
+        raise ConfigError(f"{task.name}: view=part needs a Calibrated operator, got {type(packed).__name__}")
+    return lambda x: packed.split(x)[0]
 
 
 def _scored(task: Task, item: Item, images: Tensor, method: str, failed: list[str]) -> Mapping[str, Any]:

@@ -43,7 +43,8 @@ class Task:
         operator: item -> operator on the item's image, real or complex.
         noise: of the measurement; `Relative` follows the signal.
         baselines: problem -> (image, facts), with a name as the class has it.
-        view: how images are compared: "real", or the "magnitude" of complex ones.
+        view: how images are compared: "real", the "magnitude" of complex ones, or the "part" of a packed vector that is the
+            image, where the operator has unknown parameters.
         units: of the image, for labels.
         data_range: that PSNR and SSIM refer to: a number, or the truth's maximum ("max") or its extent ("extent"); None for
             unknowns that are no images.
@@ -62,7 +63,7 @@ class Task:
     operator: Callable[[Item], Operator]
     noise: Noise | Relative
     baselines: Sequence[Baseline] = ()
-    view: Literal["real", "magnitude"] = "real"
+    view: Literal["real", "magnitude", "part"] = "real"
     units: str = ""
     data_range: float | Literal["max", "extent"] | None = "extent"
     levels: Sequence[float] | None = None
@@ -116,7 +117,7 @@ class Task:
         items: int = 1,
         seed: int = 0,
         out: str | Path | None = None,
-        batch: int | None = None,
+        batch: int | str | None = None,
         dtype: str | torch.dtype = "float32",
         device: torch.device | str = "cpu",
         resume: bool = True,
@@ -132,7 +133,7 @@ class Task:
             items: number of items of the data.
             seed: of the data, the noise and the draws.
             out: folder of the report; None writes nothing. An interrupted run leaves only `out`/resume there.
-            batch: draws computed at once; None computes all.
+            batch: draws computed at once, or a memory budget like "8GiB"; None computes all.
             dtype, device: of the problem, the prior and the draws.
             resume: continue the interrupted run that is found in `out`; False discards it.
             progress: show bars.
@@ -151,7 +152,7 @@ class Task:
         folder = None if out is None else _folder(Path(out), resume)
         prior = _on(prior, dtype, torch.device(device))
         cases = [
-            self._case(item, _told(item, prior), seed=derived(seed, k), dtype=dtype, device=device)
+            self.case(item, _told(item, prior), seed=derived(seed, k), dtype=dtype, device=device)
             for k, item in enumerate(self.data.items(items, seed, prior))
         ]
         results = []
@@ -177,7 +178,16 @@ class Task:
             discard(Path(out))
         return report
 
-    def _case(self, item: Item, prior: Denoiser, *, seed: int, dtype: torch.dtype, device: torch.device | str) -> Case:
+    def case(
+        self,
+        item: Item,
+        prior: Denoiser,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Case:
+        """The problem of an item as a sampler gets it, `unknown`, and the way from there to the image."""
         problem = self.problem(item, seed=seed, dtype=dtype, device=device)
         to_image = synthesis(problem.operator, prior)
         to_image = None if to_image is None else to_image.to(device)

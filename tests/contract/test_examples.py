@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # example -> its files, and the shipped prior that it needs
 EXAMPLES = {
+    "blind_calibration": (["out.png"], None),
     "poisson_sources": (["out.png"], None),
     "burgers_sensors": (["out.png", "out_in_time.png"], None),
     "shock_and_smoke": (["out.png", "out.gif"], None),
