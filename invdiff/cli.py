@@ -9,7 +9,6 @@ standard error and exit code 2; `--debug` shows the traceback as well. torch is 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -70,7 +69,7 @@ def _dispatch(command: str, *rest: str, debug: bool) -> int:
     elif command == "list":
         return _list(rest)
     elif command == "validate":
-        return _validate(_flags(command, rest, "--json", "--quick"))
+        return _validate(rest)
     elif command == "doctor":
         return _doctor(_flags(command, rest, "--json"))
     elif "=" in command:
@@ -93,11 +92,14 @@ def _list(rest: Sequence[str]) -> int:
     return 0
 
 
-def _validate(flags: set[str]) -> int:
-    validation = importlib.import_module("invdiff.validation")
-    rows = validation.run(quick="--quick" in flags, progress=sys.stderr.isatty())
-    print(json.dumps(rows, indent=2) if "--json" in flags else validation.table(rows))
-    return 0 if all(row["ok"] for row in rows) else 1
+def _validate(rest: Sequence[str]) -> int:
+    from .commands import validating
+
+    folders = [a.removeprefix("out=") for a in rest if a.startswith("out=")]
+    flags = _flags("validate", [a for a in rest if not a.startswith("out=")], *validating.FLAGS)
+    text, ok = validating.validate(flags, folders[-1] if folders else None, progress=sys.stderr.isatty())
+    print(text)
+    return 0 if ok else 1
 
 
 def _doctor(flags: set[str]) -> int:

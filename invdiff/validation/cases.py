@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,11 +11,9 @@ from ..operators.restoration import Identity
 from ..operators.speckled import Speckled
 from ..priors import GaussianField, GaussianMixture, GaussianPrior, Matern, SpeckledPrior
 from ..priors.consistency import Consistency
+from .case import F64, Case, Quadrature, measurement, normal
 
 __all__ = [
-    "GAUSSIAN",
-    "MAKERS",
-    "MIXTURES",
     "Case",
     "coloured",
     "complex_valued",
@@ -32,68 +25,38 @@ __all__ = [
     "white",
 ]
 
-F64 = torch.float64
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem whose posterior is known.
-
-    Attributes:
-        prior, exact: the prior and the exact posterior.
-    """
-
-    name: str
-    problem: Problem
-    prior: GaussianPrior | GaussianMixture | GaussianField | SpeckledPrior | GaussianConsistency
-    exact: GaussianPrior | GaussianMixture | PixelPosterior | LogPosterior
-
-    @classmethod
-    def of(cls, name: str, problem: Problem, prior: Any) -> Case:
-        return cls(name, problem, prior, prior.posterior(problem))
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    return Streams(seed).normal(0, shape, "validation", F64)[0]
-
-
-def _measurement(seed: int, m: int, d: int) -> Tensor:
-    """A Gaussian (m, d) matrix with its singular values replaced by sorted U(0, 1) ones."""
-    u, _, vh = torch.linalg.svd(_normal(seed, m, d), full_matrices=False)
-    s = Streams(seed).uniform(0, (m,), "singular values", F64)[0].sort(descending=True).values
-    return (u * s) @ vh
-
 
 def _noise_level(seed: int, operator: Matrix) -> float:
     share = float(Streams(seed).uniform(0, (1,), "noise level", F64))
     return share * float(torch.linalg.matrix_norm(operator.matrix, 2))
 
 
-def white(seed: int = 0, d: int = 8, m: int = 4) -> Case:
-    """Prior N(0, I): the one on which PiGDM is exact. The noise level is U(0, 1) max a_i."""
+def white(seed: int = 0, d: int = 8, m: int = 4, sigma: float | None = None) -> Case:
+    """Prior N(0, I): the one on which PiGDM is exact. The noise level is U(0, 1) max a_i where none is given."""
     prior = GaussianPrior(torch.zeros(d, dtype=F64), torch.ones(d, dtype=F64), sigma_max=1000.0)
-    operator = Matrix(_measurement(seed, m, d))
-    problem = Problem.simulate(operator, Gaussian(_noise_level(seed, operator)), _normal(seed + 100, d), seed)
+    operator = Matrix(measurement(seed, m, d))
+    noise = Gaussian(_noise_level(seed, operator) if sigma is None else sigma)
+    problem = Problem.simulate(operator, noise, normal(seed + 100, d), seed)
     return Case.of("white", problem, prior)
 
 
 def _coloured_prior(seed: int, d: int) -> GaussianPrior:
-    basis = torch.linalg.qr(_normal(seed, d, d)).Q
+    basis = torch.linalg.qr(normal(seed, d, d)).Q
     variances = torch.logspace(-1.5, 0.5, d, dtype=F64)
-    return GaussianPrior(_normal(seed + 1, d), (basis * variances) @ basis.T, sigma_max=1000.0)
+    return GaussianPrior(normal(seed + 1, d), (basis * variances) @ basis.T, sigma_max=1000.0)
 
 
 def coloured(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
     """Prior N(m, C) with standard deviations from 0.18 to 1.8."""
     prior = _coloured_prior(seed, d)
-    problem = Problem.simulate(Matrix(_measurement(seed, m, d)), Gaussian(sigma), prior.sample(Streams(seed)), seed)
+    problem = Problem.simulate(Matrix(measurement(seed, m, d)), Gaussian(sigma), prior.sample(Streams(seed)), seed)
     return Case.of("coloured", problem, prior)
 
 
 def complex_valued(seed: int = 0, d: int = 8, m: int = 2, sigma: float = 0.1) -> Case:
     """A complex measurement of d / 2 complex unknowns."""
     prior = _coloured_prior(seed, d)
-    matrix = torch.complex(_measurement(seed, m, d // 2), _measurement(seed + 1, m, d // 2))
+    matrix = torch.complex(measurement(seed, m, d // 2), measurement(seed + 1, m, d // 2))
     operator = Matrix(matrix) @ ViewAsComplex((d // 2,))
     return Case.of("complex", Problem.simulate(operator, Gaussian(sigma), prior.sample(Streams(seed)), seed), prior)
 
@@ -101,18 +64,19 @@ def complex_valued(seed: int = 0, d: int = 8, m: int = 2, sigma: float = 0.1) ->
 def composed(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
     """Coefficients of a synthesis that is neither square nor orthogonal."""
     prior = _coloured_prior(seed, d)
-    synthesis = Matrix(_normal(seed + 2, 2 * d, d) / d**0.5)
+    synthesis = Matrix(normal(seed + 2, 2 * d, d) / d**0.5)
     x = synthesis(prior.sample(Streams(seed)))
-    problem = Problem.simulate(Matrix(_measurement(seed, m, 2 * d)), Gaussian(sigma), x, seed)
+    problem = Problem.simulate(Matrix(measurement(seed, m, 2 * d)), Gaussian(sigma), x, seed)
     return Case.of("composed", problem.through(synthesis), prior)
 
 
-def mixture(seed: int = 0, d: int = 8, m: int = 1) -> Case:
-    """The mixture suite of MCGdiff: means (8 i, 8 j, 8 i, ...), i, j = -2 .. 2, random weights, noise U(0, 1) max a_i."""
+def mixture(seed: int = 0, d: int = 8, m: int = 1, sigma: float | None = None) -> Case:
+    """The mixture suite of MCGdiff: means (8 i, 8 j, 8 i, ...), i, j = -2 .. 2, random weights; noise as of `white`."""
     grid = 8.0 * torch.cartesian_prod(*[torch.arange(-2.0, 3.0, dtype=F64)] * 2)
-    prior = GaussianMixture(_normal(seed, 25).square(), grid.repeat(1, d // 2), sigma_max=1e4)
-    operator = Matrix(_measurement(seed, m, d))
-    problem = Problem.simulate(operator, Gaussian(_noise_level(seed, operator)), prior.sample(Streams(seed + 7)), seed)
+    prior = GaussianMixture(normal(seed, 25).square(), grid.repeat(1, d // 2), sigma_max=1e4)
+    operator = Matrix(measurement(seed, m, d))
+    noise = Gaussian(_noise_level(seed, operator) if sigma is None else sigma)
+    problem = Problem.simulate(operator, noise, prior.sample(Streams(seed + 7)), seed)
     return Case.of(f"mixture dy={m}", problem, prior)
 
 
@@ -121,21 +85,8 @@ def field(seed: int = 0, d: int = 8, m: int = 4, sigma: float = 0.1) -> Case:
     law = GaussianField((1, d), Matern(1.5), mean=0.3, length=1.5, sigma_max=1000.0)
     covariance = law.covariance(torch.eye(d, dtype=F64).reshape(d, 1, d)).reshape(d, d)
     twin = GaussianPrior(torch.full((1, d), 0.3, dtype=F64), covariance, sigma_max=1000.0)
-    problem = Problem.simulate(Matrix(_measurement(seed, m, d), (1, d)), Gaussian(sigma), twin.sample(Streams(seed)), seed)
+    problem = Problem.simulate(Matrix(measurement(seed, m, d), (1, d)), Gaussian(sigma), twin.sample(Streams(seed)), seed)
     return Case("field", problem, law, twin.posterior(problem))
-
-
-class _Quadrature:
-    """Densities of single values on a common grid u, (G,), as their logarithms, (N, G)."""
-
-    def __init__(self, u: Tensor, log_density: Tensor) -> None:
-        density = (log_density - log_density.amax(1, keepdim=True)).exp()
-        self.u, self.cumulative = u, density.cumsum(1) / density.sum(1, keepdim=True)
-
-    def sample(self, streams: Streams) -> Tensor:
-        """Independent draws, (n, N)."""
-        uniform = streams.uniform(0, (len(self.cumulative),), "quantiles", F64)
-        return self.u[torch.searchsorted(self.cumulative, uniform.T.contiguous()).clamp_max(len(self.u) - 1)].T
 
 
 class LogPosterior:
@@ -147,7 +98,7 @@ class LogPosterior:
 
     def __init__(self, z: Tensor, looks: float, mean: float, std: float, size: tuple[int, int]) -> None:
         u, self.size = torch.linspace(mean - 12.0 * std, mean + 12.0 * std, 20_001, dtype=F64), size
-        self.law = _Quadrature(u, -looks * (u + (z[:, None] - u).exp()) - 0.5 * ((u - mean) / std) ** 2)
+        self.law = Quadrature(u, -looks * (u + (z[:, None] - u).exp()) - 0.5 * ((u - mean) / std) ** 2)
 
     def sample(self, streams: Streams) -> Tensor:
         """Independent draws, (n, 1, H, W)."""
@@ -166,7 +117,7 @@ class PixelPosterior:
         self.gains, self.y, self.sigma, self.size = gains, y, sigma, size
         u = torch.linspace(mean - 12.0 * std, mean + 12.0 * std, 20_001, dtype=F64)
         variance = gains.abs().square()[:, None] * u.exp() + 2.0 * sigma**2
-        self.law = _Quadrature(u, -y.abs().square()[:, None] / variance - 0.5 * ((u - mean) / std) ** 2 - variance.log())
+        self.law = Quadrature(u, -y.abs().square()[:, None] / variance - 0.5 * ((u - mean) / std) ** 2 - variance.log())
 
     def sample(self, streams: Streams) -> Tensor:
         """Independent draws, (n, 3, H, W)."""
@@ -181,20 +132,20 @@ class PixelPosterior:
 
 def speckle(seed: int = 0, d: int = 4, sigma: float = 0.3) -> Case:
     """Log-reflectivity of mean 0.5 and standard deviation 1.2 of independent pixels, behind speckle and complex gains."""
-    gains, size = 1.0 + torch.complex(_normal(seed, d), _normal(seed + 1, d)), (2, d // 2)
+    gains, size = 1.0 + torch.complex(normal(seed, d), normal(seed + 1, d)), (2, d // 2)
     prior = SpeckledPrior(GaussianPrior(torch.full((1, *size), 0.5, dtype=F64), 1.44 * torch.eye(d, dtype=F64), sigma_min=1e-3))
     speckled, operator = Speckled(size), Matrix(gains.diag(), (1, *size))
-    truth = torch.cat((0.5 + 1.2 * _normal(seed + 2, 1, *size), _normal(seed + 3, 2, *size)))[None]
+    truth = torch.cat((0.5 + 1.2 * normal(seed + 2, 1, *size), normal(seed + 3, 2, *size)))[None]
     problem = Problem.simulate(operator, Gaussian(sigma), speckled(truth)[0], seed)
     exact = PixelPosterior(gains, problem.y[0], sigma, 0.5, 1.2, size)
     return Case("speckle", problem.through(speckled), prior, exact)
 
 
-def despeckling(seed: int = 0, d: int = 4) -> Case:
-    """The same law of log-reflectivity, of which log-intensities of 1, 4 and 4.4 looks (by the seed) are measured."""
-    looks, size = (1.0, 4.0, 4.4)[seed % 3], (2, d // 2)
+def despeckling(seed: int = 0, d: int = 4, looks: float | None = None) -> Case:
+    """The same law of log-reflectivity, of which log-intensities of 1, 4 and 4.4 looks (by the seed, or given) are measured."""
+    looks, size = (1.0, 4.0, 4.4)[seed % 3] if looks is None else looks, (2, d // 2)
     prior = GaussianPrior(torch.full((1, *size), 0.5, dtype=F64), 1.44 * torch.eye(d, dtype=F64), sigma_min=1e-3)
-    truth = 0.5 + 1.2 * _normal(seed, 1, *size)
+    truth = 0.5 + 1.2 * normal(seed, 1, *size)
     problem = Problem.simulate(Identity((1, *size)), LogIntensity(looks), truth, seed)
     return Case("despeckling", problem, prior, LogPosterior(problem.y.flatten(), looks, 0.5, 1.2, size))
 
@@ -212,24 +163,9 @@ class GaussianConsistency(Consistency):
         return self.mean + (factor * ((x - self.mean) @ self.basis)) @ self.basis.T
 
 
-def consistency(seed: int = 0, d: int = 8) -> Case:
-    """Nothing is measured: draws of N(m, C) by its consistency function, which leaves the noise sigma_min."""
-    law, low = _coloured_prior(seed, d), 0.05
+def consistency(seed: int = 0, d: int = 8, low: float = 0.05) -> Case:
+    """Nothing is measured: draws of N(m, C) by its consistency function, which leaves the noise sigma_min = low."""
+    law = _coloured_prior(seed, d)
     function = GaussianConsistency(law.mean, law.cov, sigma_min=low, sigma_max=1000.0)
     exact = GaussianPrior(law.mean, law.cov + low**2 * torch.eye(d, dtype=F64))
     return Case("consistency", Problem.unmeasured((d,), dtype=F64), function, exact)
-
-
-MAKERS: dict[str, Callable[[int], Case]] = {
-    "white": white,
-    "coloured": coloured,
-    "complex": complex_valued,
-    "composed": composed,
-    "field": field,
-    "speckle": speckle,
-    "despeckling": despeckling,
-    "consistency": consistency,
-    **{f"mixture dy={m}": partial(mixture, m=m) for m in (1, 2, 4)},
-}
-MIXTURES = tuple(name for name in MAKERS if name.startswith("mixture"))
-GAUSSIAN = tuple(name for name in MAKERS if name not in (*MIXTURES, "speckle", "despeckling", "consistency"))

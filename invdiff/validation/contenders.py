@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from ..core import Denoiser, Karras, Problem, Sampler
-from ..guidance import MMPS, TMPD, Guidance, PiGDM
+from ..core import Karras
+from ..guidance import MMPS, TMPD, PiGDM
 from ..samplers import (
     ALD,
     BDIA,
@@ -31,6 +28,7 @@ from ..samplers import (
     SKROCK,
     TDS,
     ULA,
+    AlternatingGibbs,
     Ancestral,
     Despeckle,
     DFlow,
@@ -47,6 +45,7 @@ from ..samplers import (
     Multistep,
     PnPDM,
     REDDiff,
+    REDDiffParticles,
     ReflectivityEM,
     Reversible,
     RFSolver,
@@ -54,55 +53,11 @@ from ..samplers import (
     Steered,
     UniPC,
 )
-from .cases import GAUSSIAN, MIXTURES
+from .contender import DEVIATES, Contender, Doubled
+from .image_contenders import image_contenders
+from .makers import GAUSSIAN, MIXTURES
 
 __all__ = ["Contender", "Doubled", "contenders"]
-
-
-@dataclass(frozen=True)
-class Doubled(Guidance):
-    """A planted fault: twice the correction of another guidance.
-
-    Args:
-        guidance: the right one.
-    """
-
-    guidance: Guidance = MMPS(cg_steps=8)  # noqa: RUF009  # frozen
-
-    def __call__(self, prior: Denoiser, problem: Problem) -> Denoiser:
-        return _Doubled(prior, self.guidance(prior, problem))
-
-
-class _Doubled(Denoiser):
-    def __init__(self, prior: Denoiser, guided: Denoiser) -> None:
-        super().__init__(prior.shape, prior.sigma_min, prior.sigma_max)
-        self.prior, self.guided = prior, guided
-
-    @property
-    def origin(self) -> float | Tensor:
-        return self.prior.origin
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return 2.0 * self.guided(x, sigma) - self.prior(x, sigma)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A sampler, what is claimed of it, and where.
-
-    Attributes:
-        claim: "exact", "biased" or "wrong".
-        cases: names in `MAKERS`.
-        known: of a biased one, (lowest, highest) by name of a statistic: what 4,000 and 1,000 draws gave, with room for their
-        spread. exact_prior: step with the closed-form posterior's own denoiser instead of the prior's.
-    """
-
-    name: str
-    sampler: Sampler
-    claim: str
-    cases: tuple[str, ...]
-    known: dict[str, tuple[float, float]] = field(default_factory=dict)
-    exact_prior: bool = False
 
 
 def _about(mean_error: float | None, observed: float, null: float) -> dict[str, tuple[float, float]]:
@@ -119,7 +74,6 @@ KNOWN_STEPS = {
     200: _about(None, 0.944, 0.943),
     400: _about(None, 0.972, 0.971),
 }
-DEVIATES = {"ratio": (1.2, math.inf)}
 KNOWN = {
     "dps": _about(1.85, 0.363, 0.971),
     "ddnm+": _about(3.293, 0.0, 0.067),
@@ -138,6 +92,7 @@ def contenders() -> list[Contender]:
         _gradients,
         _decoupled,
         _particles,
+        _blind,
         _black_box,
         _langevin,
         _radar,
@@ -145,6 +100,7 @@ def contenders() -> list[Contender]:
         _planted,
         _with_the_exact_denoiser,
         _known_biases,
+        image_contenders,
     )
     return [contender for part in parts for contender in part()]
 
@@ -226,6 +182,19 @@ def _particles() -> list[Contender]:
         # not exact however many: the levels of its path of data share one noise, and count as independent
         Contender("fps", FPS(grid=_EDM, steps=50), "biased", ("white",), _about(0.987, 0.289, 0.814)),
         Contender("mcgdiff", MCGdiff(particles=32, grid=_EDM, steps=100), "biased", ("white",), _about(None, 0.83, 0.89)),
+    ]
+
+
+def _blind() -> list[Contender]:
+    """An unknown gain beside x, a pair that is bilinear: no guidance is exact there, particles are."""
+    sde = Guided(guidance=_MMPS, integrator=DPMSolver(1.0), grid=_EDM, steps=100)
+    gibbs = AlternatingGibbs(steps=60, first=3.0, last=0.1, decay=0.9, inner=10)
+    case = ("blind gain",)
+    return [
+        Contender("tds", TDS(particles=4, grid=_EDM, steps=100), "exact", case),
+        Contender("mmps, sde-dpm-solver++(2m)", sde, "biased", case, {"ratio": (0.8, 1.3)}),
+        Contender("alternating gibbs", gibbs, "biased", case, {"ratio": (1.05, 1.7)}),
+        Contender("alternating gibbs, rho = 1", replace(gibbs, steps=30, last=1.0), "wrong", case),
     ]
 
 
@@ -314,6 +283,10 @@ def _known_biases() -> list[Contender]:
         "reddiff": REDDiff(grid=_EDM, steps=1000),
     }
     rows += [Contender(name, sampler, "biased", ("white",), KNOWN[name]) for name, sampler in biased.items()]
+    near = Karras(sigma_max=3.0, sigma_min=0.005)
+    # twelve particles of eight unknowns: mean and covariance of a draw are the posterior's, its tails are lighter
+    repelling = REDDiffParticles(12, lr=0.2, grid=near, steps=400)
+    rows.append(Contender("reddiff, 12 particles", repelling, "exact", ("white", "coloured")))
     # the mode of a Gaussian posterior is its mean: the error is that of Adam
     mode = REDDiff(lam=1.0, weight="score", antithetic=True, lr=0.02, grid=Karras(sigma_max=10.0, sigma_min=0.005), steps=800)
     rows.append(Contender("reddiff, score weight", mode, "biased", ("white",), {"mean_error": (0.0, 0.01)}))

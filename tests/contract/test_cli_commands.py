@@ -65,13 +65,16 @@ def test_validate(call, monkeypatch):
     rows = [{"sampler": "a", "ok": True}, {"sampler": "b", "ok": False}]
     laboratory = types.ModuleType("invdiff.validation")
     laboratory.run = lambda quick, progress: seen.append((quick, progress)) or rows
-    laboratory.table = lambda rows: f"{len(rows)} rows"
+    laboratory.Results = lambda rows, sizes, gate: types.SimpleNamespace(
+        text=f"{len(rows)} rows", numbers={}, ok=all(r["ok"] for r in rows), save=seen.append
+    )
     monkeypatch.setitem(sys.modules, "invdiff.validation", laboratory)
     assert call("validate") == (1, "2 rows\n", "")
     rows.pop()
     assert call("validate", "--quick") == (0, "1 rows\n", "")
     assert json.loads(call("validate", "--json")[1]) == rows
     assert [quick for quick, _ in seen] == [False, True, False]
+    assert call("validate", "out=page")[0] == 0 and seen[-1] == "page"
 
 
 class Blobs:

@@ -3,17 +3,18 @@
 import pytest
 
 from invdiff import validation
-from invdiff.samplers import EnKG, Particles
-from invdiff.validation import MIXTURES, contenders
+from invdiff.samplers import EnKG, Laplace, Particles
+from invdiff.validation import FIELDS, IMAGES, MIXTURES, TOYS, contenders
 
 
 def is_slow(contender, case):
-    """All but the first case of each; of these particles, many steps, and all mixtures but Heun's."""
+    """All but the first case of each; of these particles, many steps, images, and all mixtures but Heun's."""
     sampler = contender.sampler
     costly = (
         isinstance(sampler, Particles | EnKG) or sampler.steps >= 160 or (case in MIXTURES and "heun" not in contender.name)
     )
-    return case != contender.cases[0] or costly or (case in MIXTURES and contender.claim == "biased")
+    large = case in (*TOYS, *FIELDS, *IMAGES) and not isinstance(sampler, Laplace)
+    return case != contender.cases[0] or costly or large or (case in MIXTURES and contender.claim == "biased")
 
 
 ROWS = [
