@@ -31,14 +31,28 @@ from invdiff.core.spectrum import given, matrix_spectrum
 from invdiff.guidance import MMPS, PiGDM
 from invdiff.priors import GaussianPrior, StationaryGaussian
 from invdiff.priors.field import SpectralGaussian
-from invdiff.samplers import DPS, SKROCK, Ancestral, DFlow, DiffPIR, Guided, Heun, Laplace, PnPDM, REDDiff, Reversible, Steered
+from invdiff.samplers import (
+    DPS,
+    SKROCK,
+    Ancestral,
+    DFlow,
+    DiffPIR,
+    Guided,
+    Heun,
+    LangevinDraw,
+    Laplace,
+    PnPDM,
+    REDDiff,
+    Reversible,
+    Steered,
+)
 
 # torch.func.jvp loads decompositions that torch itself still compiles by the deprecated torch.jit.script
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 # a trained reconstruction network takes one size and measurement, split Gibbs a speckled image, despeckling its logarithm, a
-# consistency function nothing, RePaint a mask: see their tests
-OTHERS = {"shipped_idm", "SplitGibbs", "Despeckle", "Multistep", "ReflectivityEM", "RePaint"}
+# consistency function nothing, RePaint a mask, blind split Gibbs parameters of the operator: see their tests
+OTHERS = {"AlternatingGibbs", "shipped_idm", "SplitGibbs", "Despeckle", "Multistep", "ReflectivityEM", "RePaint"}
 FOLDER = Path(invdiff.__file__).parent / "configs" / "sampler"
 CONFIGS = {p.stem: p for p in sorted(FOLDER.glob("*.yaml")) if not OTHERS & set(re.split(r"\W", p.read_text()))}
 F64 = torch.float64
@@ -131,7 +145,10 @@ def prior_of(sampler, dtype=F64):
 
 
 # presets in the units of their task, in those of these tests
-UNITS = {"reddiff_waveform": {"lr": 0.1, "lam": 0.25, "grid": Karras()}}
+UNITS = {
+    "reddiff_waveform": {"lr": 0.1, "lam": 0.25, "grid": Karras()},
+    "daps_langevin": {"tau": 0.3, "ode_steps": 1, "draw": LangevinDraw(steps=5)},
+}
 
 
 @pytest.fixture(params=CONFIGS)
