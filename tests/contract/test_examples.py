@@ -29,7 +29,15 @@ EXAMPLES = {
 
 
 # above ten seconds each
-SLOW = {"burgers_sensors", "initial_vorticity", "shock_and_smoke", "wdno_burgers", "wdno_smoke"}
+SLOW = {
+    "burgers_sensors",
+    "initial_vorticity",
+    "sar_imaging",
+    "sar_to_optical",
+    "shock_and_smoke",
+    "wdno_burgers",
+    "wdno_smoke",
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES])

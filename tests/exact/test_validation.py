@@ -11,7 +11,7 @@ def is_slow(contender, case):
     """All but the first case of each; of these particles, many steps, images, and all mixtures but Heun's."""
     sampler = contender.sampler
     costly = (
-        isinstance(sampler, Particles | EnKG) or sampler.steps >= 160 or (case in MIXTURES and "heun" not in contender.name)
+        isinstance(sampler, Particles | EnKG) or sampler.steps >= 100 or (case in MIXTURES and "heun" not in contender.name)
     )
     large = case in (*TOYS, *FIELDS, *IMAGES) and not isinstance(sampler, Laplace)
     return case != contender.cases[0] or costly or large or (case in MIXTURES and contender.claim == "biased")

@@ -62,7 +62,11 @@ SYNTHESES = {
 }
 
 
-@pytest.mark.parametrize("name", SYNTHESES)
+# as many draws of redundant coefficients take above ten seconds
+REDUNDANT = {"bior1.3 zero", "db2 symmetric, two levels"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in REDUNDANT else []) for n in SYNTHESES])
 def test_a_coefficient_prior_samples_the_posterior_of_the_image(name):
     """1,500 draws of the coefficients, synthesized, against the posterior of the image; also with redundant coefficients."""
     prior, problem, synthesis = images(), measurement(), WaveletSynthesis(SHAPE, **SYNTHESES[name])
