@@ -16,6 +16,7 @@ What is known of the end points, for a posterior N(m, P^-1) of d unknowns and ga
     linear    s = -P (x - m), v_i = -P (xbar - m) + (1 - P S) (x_i - xbar), S the covariance of the particles (over K). So
               xbar = m, and S = P^-1 if K > d. The particles of a draw are exchangeable: mean and covariance of a draw are those
               of the posterior, at finite K. Its law is not: (x - m)^T P (x - m) <= K - 1, so that its tails are lighter.
+              Adam has to get there: 400 steps do for a noise of 0.1 of a prior N(0, I), and not for 0.01 (z-scores of 28).
               Where K <= d, K - 1 directions only have a spread, and the trace of P S is K - 1.
     rbf       For P = 1 and K <= d + 1 the particles are the corners of a simplex: k_ij = 1 / K, 1 - 1 / K = 2 / h, and the
               mean variance of an unknown is log K / d: it collapses with d. The law tends to the posterior's as K grows.
@@ -144,7 +145,9 @@ class REDDiffParticles(Sampler):
     def caveats(self) -> tuple[str, ...]:
         if self.kind == "point":
             return ()
-        return ("exact in mean and covariance, for Gaussian posteriors; of others the fit of a Gaussian near one mode",)
+        return (
+            "exact in mean and covariance, for Gaussian posteriors, once Adam has converged; of others the fit of a Gaussian near one mode",
+        )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

@@ -1,8 +1,8 @@
 """Exact samplers at two sizes and three noise levels.
 
 What a sampler claims on a case it has to hold there whatever the size of the problem and its noise. What depends on them among
-its options follows: as many Krylov steps as there are measurements (MMPS) or unknowns (DAPS with Tweedie's covariance), more
-particles than unknowns (RED-diff), and a lowest level of a quarter of the noise, where that is lower than its own.
+its options follows: as many Krylov steps as there are measurements (MMPS) or unknowns (DAPS with Tweedie's covariance), half as
+many particles as unknowns (TDS), and a lowest level of a quarter of the noise, where that is lower than its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core import Karras, Sampler
 from ..guidance import MMPS
-from ..samplers import DAPS, REDDiffParticles
+from ..samplers import DAPS, TDS
 from .case import Case
 from .cases import coloured, complex_valued, composed, consistency, despeckling, field, mixture, speckle, white
 from .contenders import Contender, contenders
@@ -68,8 +68,8 @@ def fitted(sampler: Sampler, case: Case, level: float) -> Sampler:
         options["guidance"] = replace(guidance, cg_steps=count)
     if isinstance(sampler, DAPS) and sampler.covariance == "jacobian":
         options["krylov"] = math.prod(operator.in_shape)
-    if isinstance(sampler, REDDiffParticles):
-        options["particles"] = max(sampler.particles, math.prod(operator.in_shape) + 4)
+    if isinstance(sampler, TDS):
+        options["particles"] = max(sampler.particles, math.prod(operator.in_shape) // 2)
     if isinstance(levels, Karras) and case.name != "despeckling":
         low = levels.sigma_min if levels.sigma_min is not None else case.prior.sigma_min
         options["grid"] = replace(levels, sigma_min=max(case.prior.sigma_min, min(low, 0.25 * level)))
