@@ -146,7 +146,7 @@ class REDDiffParticles(Sampler):
         if self.kind == "point":
             return ()
         return (
-            "exact in mean and covariance, for Gaussian posteriors, once Adam has converged; of others the fit of a Gaussian near one mode",
+            "exact in mean and covariance for Gaussian posteriors, once Adam has converged; of others a Gaussian near one mode",
         )
 
     @property
