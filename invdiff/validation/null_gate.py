@@ -116,7 +116,7 @@ BLIND = {
 WEAK = {
     *((name, "coloured", "wide") for name in ("energy", "CRPS", "C2ST")),
     *((name, "mixture dy=1", "wide") for name in ("sliced W1", "W2", "energy", "CRPS", "C2ST")),
-    ("W2", "mixture dy=1", "moved"),
+    *((name, "mixture dy=1", "moved") for name in ("sliced W1", "W2", "energy")),
     ("mean", "mixture dy=1", "mode lost"),
     ("TARP", "problems", "moved"),
     ("coverage", "problems", "moved"),
