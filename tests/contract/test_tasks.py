@@ -7,40 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff.catalogue import load, override
+from invdiff.catalogue import load
 from invdiff.configs import names
-from invdiff.core import DataError, Denoiser, Gaussian, InvdiffError, ShapeError, Streams, ViewAsComplex, build
+from invdiff.core import DataError, Denoiser, Gaussian, InvdiffError, ShapeError, Streams, build
 from invdiff.guidance import MMPS
 from invdiff.operators.restoration import Identity
-from invdiff.priors import GaussianField, Matern, SpeckledPrior, StationaryGaussian
+from invdiff.priors import StationaryGaussian
 from invdiff.samplers import Guided
 from invdiff.samplers.despeckle import Despeckle
 from invdiff.tasks import Crop, Item, Photographs, Relative, Task
 from invdiff.tasks.closed_form import exact_posterior
 from invdiff.tasks.distance import distance_from_prior
 from invdiff.tasks.setups import cartesian_mri, gaussian_signal, synthesis
+from invdiff.validation.matrix import tiny
 
 FAST = Guided(guidance=MMPS(cg_steps=2), steps=4)
 METRICS = {"psnr", "ssim", "nrmse", "misfit", "coverage"}
-
-
-def tiny(name: str, **options) -> tuple[Task, Denoiser]:
-    """A packaged task at its `_test_` size, and a Gaussian prior that fits it."""
-    config = load("task", name)
-    task = build(override(config, config["_test_"] | options, name))
-    if name == "toy_gaussian":
-        return task, gaussian_signal()
-    if name == "poisson_source":
-        return task, GaussianField((1, 8, 8), Matern(2.5), length=0.2, spacing=1 / 9, boundary="dirichlet")
-    if name == "inverse_scattering":
-        return task, StationaryGaussian((1, 12, 12), mean=0.1, std=0.1)
-    if name == "full_waveform":
-        return task, StationaryGaussian((1, 10, 10), mean=3000.0, std=300.0, sigma_max=2e4)
-    if name == "sar_imaging":
-        return task, SpeckledPrior(StationaryGaussian((1, 16, 16), std=1.0))
-    operator = task.operator(next(task.data.items(1, 0, None)))
-    shape = operator.in_shape if not operator.in_complex else ViewAsComplex(operator.in_shape).in_shape
-    return task, StationaryGaussian(shape, mean=0.4, std=0.3)
 
 
 def small(data=None, operator=None, **options) -> Task:
