@@ -132,9 +132,14 @@ def diffused(schedule: str, steps: int) -> tuple[Any, DDPMSolver]:
 
 
 def theirs(name: str, network: Network, case: Case, n: int, steps: int, seed: int, options: dict[str, Any]) -> Tensor:
-    """deepinv's draws, (n, 1, H, W)."""
+    """deepinv's draws, (n, 1, H, W); its samplers draw from the global generator, which is left as it was."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return _drawn(name, network, case, n, steps, seed, options)
+
+
+def _drawn(name: str, network: Network, case: Case, n: int, steps: int, seed: int, options: dict[str, Any]) -> Tensor:
     denoiser, y, physics = Theirs(network), case.problem.y.repeat(n, 1, 1, 1), case.physics
-    torch.manual_seed(seed)
     if name == "DiffPIR":
         with torch.no_grad():
             model = DiffPIR(denoiser, deepinv.optim.data_fidelity.L2(), sigma=NOISE, max_iter=steps, **options)
