@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, NumericalError, ShapeError
+from .held import Held
 from .rng import Streams
 
 __all__ = ["Gaussian", "Noise", "Poisson"]
@@ -56,6 +57,9 @@ class Gaussian(Noise):
     Args:
         sigma: standard deviation of **each real component**, a number or a tensor that broadcasts to the measurement; a complex
             sample then has variance 2 sigma^2. In the units of y, positive.
+
+    Attributes:
+        held: what the host has read from sigma.
     """
 
     sigma: Tensor
@@ -68,6 +72,7 @@ class Gaussian(Noise):
         if not bool((value > 0).all() and value.isfinite().all()):
             raise ConfigError(f"Gaussian: expected sigma > 0, got {sigma if value.ndim == 0 else float(value.min())}")
         self.register_buffer("sigma", value)
+        self.held: Held[float] = Held()
 
     def sample(self, clean: Tensor, streams: Streams) -> Tensor:
         noise = streams.normal(0, clean.shape[1:], "noise", clean.dtype, clean.device)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .counting import operator_call
 from .errors import CapabilityError, NumericalError, ShapeError
+from .held import Held
 from .linalg import cg, expand
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Operator(nn.Module):
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.in_complex, self.out_complex = in_complex, out_complex
         self.register_buffer("measured", None, persistent=False)
-        self._counted: tuple[Tensor, int, int] | None = None
+        self._counted: Held[int] = Held()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -182,13 +183,9 @@ class Operator(nn.Module):
 
     def count_measured(self) -> int:
         """Number of real values that are measured: a complex one counts two."""
-        count, mask = math.prod(self.out_shape), self.measured
-        if mask is not None:
-            # read from the device once for each mask, and again when it was written to
-            state = 0 if mask.is_inference() else mask._version
-            if self._counted is None or self._counted[0] is not mask or self._counted[1] != state:
-                self._counted = (mask, state, int(mask.expand(self.out_shape).sum()))
-            count = self._counted[2]
+        count = math.prod(self.out_shape)
+        if self.measured is not None:
+            count = self._counted(self.measured, lambda mask: int(mask.expand(self.out_shape).sum()))
         return count * (2 if self.out_complex else 1)
 
     def check(self, value: Tensor, side: str) -> None:

@@ -69,14 +69,16 @@ def require_scalar_gaussian(problem: Problem, who: str) -> Tensor:
 
 
 def noise_level(problem: Problem, who: str) -> float:
-    """The same as a number, read from the device once for each problem."""
-    sigma = problem.noise.sigma if isinstance(problem.noise, Gaussian) else None
-    known = problem.__dict__.get("_noise_level")
-    written = None if sigma is None or sigma.is_inference() else sigma._version
-    if known is None or known[0] is not sigma or known[1] != written:
-        known = (sigma, written, float(require_scalar_gaussian(problem, who)))
-        problem.__dict__["_noise_level"] = known
-    return float(known[2])
+    """The same as a number, read from the device once for each noise."""
+    require_gaussian(problem, who)
+    assert isinstance(problem.noise, Gaussian)
+
+    def read(sigma: Tensor) -> float:
+        require_scalar_gaussian(problem, who)
+        # as it was given, since problems of several precisions may share the noise
+        return float(sigma.flatten()[0])
+
+    return problem.noise.held(problem.noise.sigma, read)
 
 
 def linearize(prior: Denoiser, x: Tensor, sigma: Tensor) -> tuple[Tensor, Jacobian]:
